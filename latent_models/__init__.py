@@ -1,0 +1,1 @@
+"""Text <-> x0: corpora and codecs. Knows nothing of diffusion."""

@@ -1,0 +1,75 @@
+"""The seam between texts and x0, and the offline look-up of pretrained models.
+
+B batch, L positions, D latent width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+
+class ModelError(Exception):
+    """A pretrained model that is missing or unfit, told in one line."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of texts as x0 [B, L, D] float (or [B, L] int) with `valid` [B, L] bool, True on real positions."""
+
+    x0: Tensor
+    valid: Tensor
+
+
+class Codec(Protocol):
+    def encode(self, texts: Sequence[str]) -> Encoded: ...
+    def decode(self, x0: Tensor, valid: Tensor, strategy: str) -> list[str]: ...
+
+
+MODELS_DIR = Path("pre_trained_models")
+
+
+def _hub_snapshot(name: str) -> Path | None:
+    """The newest snapshot of `name` in the local Hugging Face cache, without any request."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # a path, or a name no hub would accept
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _look_up(name: str, models_dir: Path) -> Path | None:
+    for candidate in (Path(name), models_dir / name):
+        if any((candidate / file).is_file() for file in ("config.json", "modules.json")):
+            return candidate
+    if Path(name).is_dir():
+        raise ModelError(f"{name}: not a model folder; expected a config.json in it")
+    return _hub_snapshot(name)
+
+
+def find_models(*names: str, models_dir: Path = MODELS_DIR) -> list[Path]:
+    """The folder of each model: a path, else `pre_trained_models/<name>`, else in the local Hugging Face cache.
+
+    Raises ModelError that names every missing model and the one command that caches them.
+    """
+    found = {name: _look_up(name, models_dir) for name in names}
+    missing = [name for name, folder in found.items() if folder is None]
+    if missing:
+        raise ModelError(
+            f"not on this machine: {', '.join(missing)} (looked for a folder of that name, under {models_dir}/ and in "
+            "the Hugging Face cache); on a machine with internet run: "
+            f"python -m scripts.cache_models {' '.join(missing)}"
+        )
+    return [found[name] for name in names]
+
+
+def find_model(name: str) -> Path:
+    """`find_models` for one."""
+    return find_models(name)[0]

@@ -1,0 +1,171 @@
+"""A frozen pretrained encoder-decoder as codec: one encoder state per token is the latent.
+
+B batch, L positions, D latent width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopPLogitsWarper,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from latent_models.codec import Encoded, ModelError
+from latent_models.readers import detokenise
+
+
+@dataclass
+class CodecOptions:
+    _argument_group_name: ClassVar[str] = "codec"
+
+    enc_dec_model: str = field(
+        default="facebook/bart-base",
+        metadata={"help": "cached encoder-decoder: a folder, a name under pre_trained_models/, or in the HF cache"},
+    )
+    max_length: int = field(default=64, metadata={"help": "longest text in tokens; longer ones are cut and counted"})
+    normalize_latent: bool = field(
+        default=True, metadata={"help": "normalise latents by the statistics of the whole training split"}
+    )
+    latent_scale: Literal["scalar", "dimension"] = field(
+        default="scalar", metadata={"help": "one scale for all latent dimensions, or one for each"}
+    )
+
+    def __post_init__(self):
+        if self.max_length < 2:
+            raise ModelError(f"--max_length {self.max_length}: expected at least 2 tokens")
+
+
+# The two ways to decode of the reference system; what they leave open, the model's own generation settings decide.
+LIMITS = {"min_length": 5, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "do_sample": False}
+NUCLEUS = 0.95
+DECODING: dict[str, dict[str, Any]] = {"beam": {"num_beams": 4, **LIMITS}, "nucleus": {"num_beams": 1, **LIMITS}}
+
+
+class SeededNucleus(LogitsProcessor):
+    """Draws each row's next token from its top-p nucleus with that row's own generator, by leaving no other choice.
+
+    The draw inverts the cumulated probabilities in float64. As a processor of greedy search it makes a text depend on
+    its own seed alone, where `do_sample` would draw for the whole batch from the global generator.
+    """
+
+    def __init__(self, top_p: float, seeds: Sequence[int]):
+        self.nucleus = TopPLogitsWarper(top_p)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere."""
+        cumulated = self.nucleus(input_ids, scores).double().softmax(-1).cumsum(-1)
+        u = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(scores.device)
+        drawn = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+class Seq2SeqCodec:
+    """BART (or any encoder-decoder of its kind), frozen, in evaluation mode."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 64, fingerprint: str = ""
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.fingerprint = fingerprint  # of weights, tokenizer and max_length: equal ones encode equally
+
+    @classmethod
+    def load(cls, folder: Path, max_length: int = 64, device: str | torch.device = "cpu") -> Seq2SeqCodec:
+        """Loads a cached model; raises ModelError where the folder is no encoder-decoder with a tokenizer."""
+        on_disk = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **on_disk)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
+        except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"{folder}: cannot be used as encoder-decoder ({reason}); expected a BART-like model saved as "
+                "safetensors with its tokenizer"
+            ) from error
+        positions = getattr(model.config, "max_position_embeddings", max_length)
+        if max_length > positions:
+            raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
+        return cls(model.to(device), tokenizer, max_length, _fingerprint(folder, max_length))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """D, the width of the latents."""
+        return self.model.config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Encoder states x0 [B, L, D] of texts cut at `max_length` tokens, L the longest of the batch."""
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.device)
+        states = self.model.get_encoder()(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        return Encoded(states, batch.attention_mask.bool())
+
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens, special tokens counted, before it is cut."""
+        return [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+
+    @torch.no_grad()
+    def generate(self, x0: Tensor, valid: Tensor, strategy: str, seeds: Sequence[int] | None = None) -> Tensor:
+        """Token ids [B, at most max_length] that the decoder writes from x0 [B, L, D]; nucleus needs one seed a row."""
+        choice = [SeededNucleus(NUCLEUS, seeds)] if strategy == "nucleus" else []
+        return self.model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=x0.to(self.device)),
+            attention_mask=valid.to(self.device).long(),
+            max_length=self.max_length,
+            logits_processor=LogitsProcessorList(choice),
+            **DECODING[strategy],
+        )
+
+    def decode(
+        self, x0: Tensor, valid: Tensor, strategy: str = "beam", seeds: Sequence[int] | None = None
+    ) -> list[str]:
+        """The texts of x0 [B, L, D], detokenised and stripped; one may be empty."""
+        ids = self.generate(x0, valid, strategy, seeds)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [detokenise(text).strip() for text in texts]
+
+    def reconstruct(self, texts: Sequence[str], strategy: str = "beam", batch_size: int = 64) -> list[str]:
+        """Encodes and decodes, for judging the codec by itself."""
+        decoded = []
+        for start in range(0, len(texts), batch_size):
+            encoded = self.encode(texts[start : start + batch_size])
+            decoded += self.decode(encoded.x0, encoded.valid, strategy, range(start, start + len(encoded.x0)))
+        return decoded
+
+
+def token_accuracy(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], decoded: Sequence[str]) -> float:
+    """Share of the tokens of `texts` that stand at their place in `decoded`."""
+    wanted, got = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (texts, decoded))
+    hits = sum(a == b for w, g in zip(wanted, got, strict=True) for a, b in zip(w, g, strict=False))
+    return hits / sum(map(len, wanted))
+
+
+def _fingerprint(folder: Path, max_length: int) -> str:
+    """SHA-256 of everything that decides how texts are encoded."""
+    digest = hashlib.sha256(f"max_length {max_length}".encode())
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors" or file.name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt"):
+            with file.open("rb") as handle:
+                digest.update(file.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()

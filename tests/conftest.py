@@ -1,0 +1,21 @@
+"""Options and fixtures of the whole suite."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the models of the tests are tiny, and several suites may share a machine
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", metavar="DIR", help="folder of reference figures that contain corpus sentences")
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request) -> Path:
+    """The folder given by --golden; skips the test where none is given."""
+    folder = request.config.getoption("--golden")
+    if folder is None:
+        pytest.skip("needs --golden DIR (figures with corpus sentences are not part of this repository)")
+    return Path(folder)
