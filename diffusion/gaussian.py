@@ -1,0 +1,184 @@
+"""Gaussian diffusion of continuous latents: x_t = alpha x_0 + sigma eps, alpha^2 = alpha_bar(t), sigma^2 = 1 - alpha^2.
+
+The network predicts x_0, the noise eps, or the velocity v = alpha eps - sigma x_0 (Salimans & Ho 2022); given x_t and t
+each follows from any other, so corruption, reverse step and samplers speak of x0_hat only.
+Legend: B batch, L positions, D latent width. x is [B, L, D]; t, s are [B]; coefficients are float64 until they meet x.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion.process import DiffusionError, check_choices
+from diffusion.randomness import Randomness, normal
+from diffusion.schedules import BETA_SCHEDULES, MAX_TIMESTEPS, NoiseSchedule
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+@dataclass
+class GaussianOptions:
+    """Command-line options of the Gaussian process; DiffusionError on a value that cannot work."""
+
+    _argument_group_name: ClassVar[str] = "Gaussian process"
+
+    objective: Literal["pred_x0", "pred_noise", "pred_v"] = field(
+        default="pred_x0", metadata={"help": "What the network predicts: clean latents, the noise, or the velocity."}
+    )
+    loss_type: Literal["l1", "l2", "smooth_l1"] = field(
+        default="l2", metadata={"help": "Distance between prediction and target; smooth_l1 has threshold 1."}
+    )
+    loss_space: Literal["output", "x0"] = field(
+        default="output",
+        metadata={
+            "help": "Where the loss is measured: on what the network predicts, or on x0 after conversion. x0 with "
+            "pred_noise weighs the squared noise error by (1 - alpha_bar) / alpha_bar, up to 4e8 for cosine."
+        },
+    )
+    beta_schedule: Literal["linear", "cosine", "tan"] = field(
+        default="cosine", metadata={"help": "How the signal level falls from data to noise."}
+    )
+    tan_d: float = field(default=9.0, metadata={"help": "Noise shift of --beta_schedule tan; larger is noisier."})
+    p2_loss_weight_gamma: float = field(
+        default=0.0, metadata={"help": "Weigh the loss by (k + snr)^-gamma; 0 weighs all times the same."}
+    )
+    p2_loss_weight_k: float = field(default=1.0, metadata={"help": "k of --p2_loss_weight_gamma."})
+    timesteps: int = field(default=1000, metadata={"help": "Number of diffusion steps T."})
+
+    def __post_init__(self):
+        check_choices(self)
+        if not 1 <= self.timesteps <= MAX_TIMESTEPS:
+            raise DiffusionError(f"--timesteps {self.timesteps} must be between 1 and {MAX_TIMESTEPS}")
+        if not 0 < self.tan_d < math.inf:
+            raise DiffusionError(f"--tan_d {self.tan_d} must be above 0: 9 suits wide latents, 3 to 5 compressed ones")
+        for name in ("p2_loss_weight_gamma", "p2_loss_weight_k"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DiffusionError(f"--{name} {getattr(self, name)} must be 0 or more")
+        self.noise_schedule()  # refuses combinations that make no schedule, before anything is loaded
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The noise schedule these options describe."""
+        own = {"tan": {"d": self.tan_d}}
+        return NoiseSchedule.from_betas(
+            BETA_SCHEDULES[self.beta_schedule](self.timesteps, **own.get(self.beta_schedule, {}))
+        )
+
+
+class GaussianProcess:
+    """The Gaussian `Process`: corrupts x0 [B, L, D], inverts it step by step, and measures the network's output."""
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        *,
+        objective: str = "pred_x0",
+        loss_type: str = "l2",
+        loss_space: str = "output",
+        p2_gamma: float = 0.0,
+        p2_k: float = 1.0,
+    ):
+        self.schedule = schedule
+        self.p2_gamma, self.p2_k = p2_gamma, p2_k
+        self._distance = LOSSES[loss_type]
+        # What the loss compares: (network output, its target) or (x0_hat, x0).
+        self._compared = {
+            "output": lambda output, x0, xt, t: (output, self.target(x0, xt, t)),
+            "x0": lambda output, x0, xt, t: (self.denoised(output, xt, t), x0),
+        }[loss_space]
+        self._to_x0, self._from_x0 = {
+            "pred_x0": (lambda x0_hat, xt, t: x0_hat, lambda x0, xt, t: x0),
+            "pred_noise": (self.x0_from_noise, self.noise_from_x0),
+            "pred_v": (self.x0_from_v, self.v_from_x0),
+        }[objective]
+
+    @classmethod
+    def from_options(cls, options: GaussianOptions) -> "GaussianProcess":
+        """The process the options describe."""
+        return cls(
+            options.noise_schedule(),
+            objective=options.objective,
+            loss_type=options.loss_type,
+            loss_space=options.loss_space,
+            p2_gamma=options.p2_loss_weight_gamma,
+            p2_k=options.p2_loss_weight_k,
+        )
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """alpha_bar(t) [B] in float64: the share of signal variance in x_t."""
+        return self.schedule.alpha_bar(t)
+
+    def prior(self, shape: tuple[int, ...], generator: Randomness, device: Any = None) -> Tensor:
+        """x at t = 1, drawn from N(0, I)."""
+        return normal(shape, generator, device)
+
+    def corrupt(
+        self, x0: Tensor, t: Tensor, generator: Randomness | None = None, *, noise: Tensor | None = None
+    ) -> Tensor:
+        """x_t ~ q(x_t | x_0), from a generator or from given noise [B, L, D]."""
+        if noise is None:
+            noise = normal(x0.shape, generator, x0.device, x0.dtype)
+        alpha, sigma = self._alpha_sigma(t, x0)
+        return alpha * x0 + sigma * noise
+
+    # Conversions between x0, noise and velocity, given x_t; those to noise are undefined at t = 0.
+
+    def noise_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The eps with which x0 makes x_t; needs t > 0."""
+        alpha, sigma = self._alpha_sigma(t, xt)
+        return (xt - alpha * x0) / sigma
+
+    def x0_from_noise(self, noise: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The x0 from which eps makes x_t; near t = 1 it magnifies the error of eps by 1 / alpha (2e4 for cosine)."""
+        alpha, sigma = self._alpha_sigma(t, xt)
+        return (xt - sigma * noise) / alpha
+
+    def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """v = alpha eps - sigma x0 for the eps with which x0 makes x_t; needs t > 0."""
+        alpha, sigma = self._alpha_sigma(t, xt)
+        return (alpha * xt - x0) / sigma
+
+    def x0_from_v(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x0 = alpha x_t - sigma v."""
+        alpha, sigma = self._alpha_sigma(t, xt)
+        return alpha * xt - sigma * v
+
+    def target(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """What the network should have put out for x_t made of x0: x0, eps or v."""
+        return self._from_x0(x0, xt, t)
+
+    def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat [B, L, D] from the network output."""
+        return self._to_x0(output, xt, t)
+
+    def posterior(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [B, L, D] and std [B, 1, 1] of q(x_s | x_t, x_0 = x0_hat) for any s < t (Ho et al. 2020, eq. 7)."""
+        bar_t, bar_s = self.alpha_bar(t), self.alpha_bar(s)
+        kept = bar_t / bar_s  # signal variance that survives from s to t
+        from_x0 = bar_s.sqrt() * (1 - kept) / (1 - bar_t)
+        from_xt = kept.sqrt() * (1 - bar_s) / (1 - bar_t)
+        std = ((1 - bar_s) / (1 - bar_t) * (1 - kept)).sqrt()
+        return like(from_x0, xt) * x0_hat + like(from_xt, xt) * xt, like(std, xt)
+
+    def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
+        """x_s from the true posterior given x0_hat, for any s < t; at s = 0 it is x0_hat itself."""
+        mean, std = self.posterior(x0_hat, xt, t, s)
+        return mean + std * normal(xt.shape, generator, xt.device, xt.dtype)
+
+    def loss(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Loss [B, L], mean over D, times the P2 weight (k + alpha_bar / (1 - alpha_bar))^-gamma (Choi et al. 2022)."""
+        predicted, target = self._compared(output.to(x0.dtype), x0, xt, t)
+        bar = self.alpha_bar(t)
+        weight = like((self.p2_k + bar / (1 - bar)) ** -self.p2_gamma, x0)
+        return (weight * self._distance(predicted, target, reduction="none")).mean(dim=-1)
+
+    def _alpha_sigma(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        bar = self.alpha_bar(t)
+        return like(bar.sqrt(), x), like((1 - bar).sqrt(), x)
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient [B] in the precision of x [B, ...] and shaped to scale it."""
+    return coefficient.to(x.dtype).view(-1, *[1] * (x.ndim - 1))

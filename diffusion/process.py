@@ -1,0 +1,56 @@
+"""What every diffusion process offers trainer and samplers, and how a loss over positions becomes one number.
+
+Time t [B] is in [0, 1]: 0 is data, 1 is the prior. A process with T discrete steps and 0-based index i has
+t = (i + 1) / T. Time is an argument of every method, so a process holds no state that changes during a run.
+Legend: B batch, L positions, D latent width, V vocabulary.
+"""
+
+from dataclasses import fields
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffusion.randomness import Randomness
+
+
+class DiffusionError(Exception):
+    """A wrong option or input, told in one line: what, what was expected, what to do."""
+
+
+@runtime_checkable
+class Process(Protocol):
+    """A corruption, its reverse step and its loss; x is [B, L, D] float or [B, L] token ids, t and s are [B]."""
+
+    def prior(self, shape: tuple[int, ...], generator: Randomness, device: Any = None) -> Tensor:
+        """x at t = 1, of the given shape."""
+
+    def corrupt(self, x0: Tensor, t: Tensor, generator: Randomness) -> Tensor:
+        """x_t ~ q(x_t | x_0), shaped as x0."""
+
+    def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """What the network output says of x0: E[x0] as [B, L, D], or p(x0) as [B, L, V]."""
+
+    def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
+        """x_s ~ p(x_s | x_t) given the estimate `denoised` made, for s < t; s = 0 gives data."""
+
+    def loss(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Training loss [B, L] per position, padding included: reduce it with `mean_over_valid`."""
+
+
+def mean_over_valid(loss: Tensor, valid: Tensor) -> Tensor:
+    """Mean [B] of loss [B, L] over each sample's valid [B, L] positions; a sample without any gets 0.
+
+    The mean of the result over the batch weighs samples, not positions: lengths 5 and 64 count the same.
+    """
+    # `where`, not a product: 0 * nan would let a padding position spoil its sample.
+    return torch.where(valid, loss, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+
+def check_choices(options: Any) -> None:
+    """Refuse any Literal-typed field of a dataclass that holds something else; raises DiffusionError."""
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        choices, value = get_args(hints[field.name]), getattr(options, field.name)
+        if get_origin(hints[field.name]) is Literal and value not in choices:
+            raise DiffusionError(f"--{field.name} {value!r} is not one of: {', '.join(map(str, choices))}")

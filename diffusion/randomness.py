@@ -1,0 +1,81 @@
+"""Random numbers from explicit generators: one generator for a batch, or one per sample.
+
+All draws are made on the generator's own device and then moved, so the same seed gives the same numbers whether the
+model sits on a CPU or a GPU. Nothing here reads or changes torch's global random state.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class SampleGenerators:
+    """One CPU generator per sample, so that sample i depends on seed i (and its own length), not on its batch partners.
+
+    With `lengths` the second axis of every draw counts positions, and row i gets numbers for its own first lengths[i]
+    positions only, zeros after: the batch may then be padded to any L without changing the sample.
+    """
+
+    def __init__(self, seeds: Sequence[int], lengths: Iterable[int] | None = None):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.lengths = None if lengths is None else [int(length) for length in lengths]
+        if self.lengths is not None and len(self.lengths) != len(self.generators):
+            raise ValueError(f"{len(self.generators)} seeds but {len(self.lengths)} lengths: give one length per seed")
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A CPU tensor of `shape` with row i = random(row shape) from generator i; ValueError if the shape misfits."""
+        if len(shape) == 0 or shape[0] != len(self):
+            raise ValueError(f"{len(self)} sample generators cannot fill shape {tuple(shape)}: axis 0 must agree")
+        by_length = self.lengths is not None and len(shape) > 1
+        if by_length and max(self.lengths, default=0) > shape[1]:
+            raise ValueError(f"a sample of length {max(self.lengths)} does not fit shape {tuple(shape)}")
+        batch = torch.zeros(tuple(shape), dtype=dtype)
+        for i, generator in enumerate(self.generators):
+            # Exactly the sample's own rows: what torch draws on a CPU depends on how many numbers are asked for.
+            own = batch[i, : self.lengths[i]] if by_length else batch[i]
+            own.copy_(random(own.shape, generator=generator, dtype=dtype))
+        return batch
+
+
+Randomness = torch.Generator | SampleGenerators
+
+
+def normal(
+    shape: Sequence[int],
+    generator: Randomness,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """N(0, 1) draws of `shape`, made on the generator's device and moved to `device`; TypeError without a generator."""
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def uniform(
+    shape: Sequence[int],
+    generator: Randomness,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draws of `shape` from [0, 1), as `normal`; float64 resolves 2^-53, float32 only 2^-24 (0 itself does occur)."""
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def _draw(random: Callable[..., Tensor], shape, generator, device, dtype) -> Tensor:
+    if isinstance(generator, SampleGenerators):
+        return generator.draw(random, shape, dtype).to(device)
+    if not isinstance(generator, torch.Generator):  # torch would take None for its global state
+        raise TypeError(f"randomness needs a torch.Generator or SampleGenerators, got {type(generator).__name__}")
+    return random(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
+
+
+def sample_seeds(seed: int, start: int, count: int) -> list[int]:
+    """Seeds of samples start .. start+count-1 of the run `seed`: sample i has the same one however a run is batched."""
+    # torch's CPU generator uses only the low 32 bits of a seed. Counting up from a hashed start keeps the seeds of a
+    # run distinct, where independent hashes would give about one pair of identical samples per 100,000.
+    first = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
+    return [(first + i) % 2**32 for i in range(start, start + count)]

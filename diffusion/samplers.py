@@ -1,0 +1,109 @@
+"""Samplers: stateless functions that walk an explicit grid of times from noise to data.
+
+A sampler sees the network only as predict_x0(x_t, t [B]) -> x0_hat and is called as
+sampler(process, predict_x0, x, times, *, generator, on_step), with x at time times[0] and `times` decreasing to 0.
+Nothing is clipped. on_step(i, n, x) is told after step i = 1 .. n what x has become.
+Legend: B batch, L positions, D latent width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian import GaussianProcess, like
+from diffusion.process import DiffusionError, Process, check_choices
+from diffusion.randomness import Randomness, normal
+
+PredictX0 = Callable[[Tensor, Tensor], Tensor]
+OnStep = Callable[[int, int, Tensor], None]
+
+
+@torch.no_grad()
+def sample_ancestral(
+    process: Process,
+    predict_x0: PredictX0,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    generator: Randomness,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Follow the reverse process itself: each step draws x_s from process.step; serves any process, tokens included."""
+    for i, t, s in steps(times, x):
+        x = process.step(predict_x0(x, t), x, t, s, generator)
+        if on_step is not None:
+            on_step(i, len(times) - 1, x)
+    return x
+
+
+@torch.no_grad()
+def sample_ddim(
+    process: GaussianProcess,
+    predict_x0: PredictX0,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    generator: Randomness,
+    eta: float = 1.0,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12, 16): eta = 0 draws nothing, eta = 1 is ancestral; the last step gives x0_hat."""
+    for i, t, s in steps(times, x):
+        x0_hat = predict_x0(x, t)
+        bar_t, bar_s = process.alpha_bar(t), process.alpha_bar(s)
+        sigma = eta * ((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)).sqrt()
+        towards_xt = (1 - bar_s - sigma**2).clamp(min=0).sqrt()  # rounding may leave -1e-17
+        noise = process.noise_from_x0(x0_hat, x, t)
+        x = like(bar_s.sqrt(), x) * x0_hat + like(towards_xt, x) * noise
+        if eta > 0:
+            x = x + like(sigma, x) * normal(x.shape, generator, x.device, x.dtype)
+        if on_step is not None:
+            on_step(i, len(times) - 1, x)
+    return x
+
+
+def steps(times: Sequence[float], x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(i, t [B], s [B]) for step i = 1, 2, ... from each time of the grid to the next, on the device of x."""
+    for i, (t, s) in enumerate(pairwise(times), start=1):
+        yield i, torch.full((len(x),), t, device=x.device), torch.full((len(x),), s, device=x.device)
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddim": sample_ddim,
+    "ancestral": sample_ancestral,
+}
+
+
+@dataclass
+class SamplingOptions:
+    """Command-line options of sampling; DiffusionError on a value that cannot work."""
+
+    _argument_group_name: ClassVar[str] = "sampling"
+
+    sampler: Literal["ddim", "ancestral"] = field(
+        default="ddim", metadata={"help": "How noise is turned into data; ddim serves the Gaussian process only."}
+    )
+    sampling_timesteps: int = field(
+        default=250, metadata={"help": "Number of sampling steps, at most --timesteps; each costs one network call."}
+    )
+    ddim_sampling_eta: float = field(
+        default=1.0, metadata={"help": "Randomness of ddim: 0 is deterministic, 1 as random as ancestral sampling."}
+    )
+
+    def __post_init__(self):
+        check_choices(self)
+        if self.sampling_timesteps < 1:
+            raise DiffusionError(f"--sampling_timesteps {self.sampling_timesteps} must be 1 or more")
+        if not 0 <= self.ddim_sampling_eta <= 1:
+            raise DiffusionError(f"--ddim_sampling_eta {self.ddim_sampling_eta} must be between 0 and 1")
+
+
+def sampler_from_options(options: SamplingOptions) -> Callable[..., Tensor]:
+    """The chosen sampler with its own options bound, to be called as the module's first lines say."""
+    own = {"ddim": {"eta": options.ddim_sampling_eta}}
+    return partial(SAMPLERS[options.sampler], **own.get(options.sampler, {}))

@@ -1,0 +1,86 @@
+"""Where the numbers of a run go: always `metrics.jsonl`, and W&B (offline) when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+    def log_texts(self, step: int, name: str, texts: Sequence[str]) -> None: ...
+    def close(self) -> None: ...
+
+
+def _json_safe(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class JsonlTracker:
+    """One JSON object a line, written through at once; on resume the lines after `last_step` are taken back."""
+
+    def __init__(self, path: Path, last_step: int = 0):
+        if path.exists():
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            kept = [row for row in rows if json.loads(row)["step"] <= last_step]
+            beside = path.with_suffix(".tmp")
+            beside.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            os.replace(beside, path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        row = {"step": step, **{key: _json_safe(value) for key, value in scalars.items()}}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def log_texts(self, step: int, name: str, texts: Sequence[str]) -> None:
+        """Texts are files of their own in a run folder, so there is nothing to do."""
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class WandbTracker:
+    """Weights & Biases in offline mode: files under the run folder, to be synchronised elsewhere."""
+
+    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]):
+        import wandb
+
+        self.wandb = wandb
+        settings = wandb.Settings(silent=True, console="off")
+        self.run = wandb.init(
+            project="text-diffusion", name=name, dir=folder, config=dict(config), mode="offline", settings=settings
+        )
+
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self.run.log(dict(scalars), step=step)
+
+    def log_texts(self, step: int, name: str, texts: Sequence[str]) -> None:
+        table = self.wandb.Table(columns=["text"], data=[[text] for text in texts])
+        self.run.log({name: table}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, *trackers: Tracker):
+        self.trackers = trackers
+
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, scalars)
+
+    def log_texts(self, step: int, name: str, texts: Sequence[str]) -> None:
+        for tracker in self.trackers:
+            tracker.log_texts(step, name, texts)
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
