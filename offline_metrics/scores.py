@@ -1,0 +1,29 @@
+"""One row of results: flat names and numbers, and for every NaN the reason why there is no number."""
+
+from collections.abc import Mapping
+from math import isfinite, isnan, nan
+
+
+class Scores(dict[str, float]):
+    """Metric name -> value; `notes` tells for a name whose value is NaN why it could not be computed."""
+
+    def __init__(self, values: Mapping[str, float] | None = None, notes: Mapping[str, str] | None = None) -> None:
+        super().__init__(values or {})
+        self.notes: dict[str, str] = dict(notes or {})
+
+    def add(self, values: Mapping[str, float], reason: str) -> None:
+        """Enter values; each that is NaN gets `reason` as its note."""
+        for name, value in values.items():
+            self[name] = float(value)
+            if isnan(self[name]):
+                self.notes[name] = reason
+
+    def as_record(self) -> dict[str, float | None | dict[str, str]]:
+        """The form kept on disk: the values side by side, null for a value that is not finite, and "notes"."""
+        return {name: value if isfinite(value) else None for name, value in self.items()} | {"notes": self.notes}
+
+    @classmethod
+    def from_record(cls, record: Mapping) -> "Scores":
+        """Inverse of `as_record`, null read as NaN."""
+        values = {name: nan if value is None else value for name, value in record.items() if name != "notes"}
+        return cls(values, record.get("notes"))

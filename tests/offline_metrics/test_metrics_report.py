@@ -1,0 +1,85 @@
+"""Tables, averages over runs and files of results."""
+
+import json
+from math import inf, isnan, nan
+from statistics import stdev
+
+import numpy as np
+import pytest
+
+from offline_metrics.errors import MetricError
+from offline_metrics.metric_info import MetricInfo
+from offline_metrics.report import aggregate, table, write_json
+from offline_metrics.scores import Scores
+
+
+@pytest.fixture
+def rows() -> dict[str, Scores]:
+    human = Scores({"perplexity": 21.06, "mauve": 0.951, "mauve_std": 0.007, "texts": 1000.0, "tokens": 9e4})
+    latent = Scores({"perplexity": 46.8, "mauve": nan, "mauve_std": nan, "texts": 1000.0, "acceptance": 0.25})
+    latent.notes = {"mauve": "12 texts are too few"}
+    return {"human": human, "a|b": latent}
+
+
+def cells(printed: str, line: int) -> list[str]:
+    return [cell.strip() for cell in printed.splitlines()[line].replace("\\|", "/").strip("|").split("|")]
+
+
+def test_table_shows_direction_spread_human_row_and_reasons(rows):
+    printed = table(rows)
+    assert cells(printed, 0)[1:] == ["PPL ↓", "MAUVE ↑", "texts", "acceptance"]
+    assert cells(printed, 2) == ["human text", "21.1", "0.951 ± 0.007", "1,000", ""]
+    assert cells(printed, 3) == ["a/b", "46.8", "– [1]", "1,000", "0.250"]
+    assert "[1] MAUVE: 12 texts are too few" in printed and "±: sample standard deviation" in printed
+    assert len({len(line) for line in printed.splitlines()[:4]} - {len(printed.splitlines()[3])}) <= 1
+
+
+def test_table_takes_chosen_columns_and_further_metrics(rows):
+    printed = table(rows, ["acceptance"], human=None, infos={"acceptance": MetricInfo("accepted", True, ".1%")})
+    assert cells(printed, 0)[1:] == ["accepted ↑"] and cells(printed, 3)[1:] == ["25.0%"]
+    assert cells(printed, 2)[0] == "human" and "±" not in printed
+
+
+def test_a_reason_is_printed_once(rows):
+    printed = table({"one": rows["a|b"], "two": rows["a|b"]})
+    assert printed.count("12 texts are too few") == 1 and printed.count("– [1]") == 2
+
+
+def test_aggregate_tells_spread_over_runs_from_spread_over_clusterings():
+    runs = [Scores({"mauve": value, "mauve_std": 0.1, "texts": 10.0}) for value in (0.5, 0.6, 0.9)]
+    found = aggregate(runs)
+    assert found["mauve"] == pytest.approx(2 / 3) and found["mauve_std"] == pytest.approx(stdev([0.5, 0.6, 0.9]))
+    assert found["mauve_clustering_std"] == pytest.approx(0.1) and found["runs"] == 3 and found["texts_std"] == 0
+    assert aggregate(runs[:1]) == {**runs[0], "runs": 1.0}
+    with pytest.raises(MetricError):
+        aggregate([])
+
+
+def test_aggregate_does_not_average_over_missing_values_in_silence():
+    runs = [Scores({"mauve": 0.5, "mauve_std": 0.1}), Scores({"mauve": nan, "mauve_std": nan}, {"mauve": "too few"})]
+    found = aggregate(runs)
+    assert isnan(found["mauve"]) and isnan(found["mauve_std"]) and isnan(found["mauve_clustering_std"])
+    assert found.notes["mauve"] == "missing in 1 of 2 runs: too few"
+    assert "– [1]" in table({"x": found}) and "missing in 1 of 2 runs" in table({"x": found})
+
+
+def test_json_is_strict_and_keeps_the_reasons(rows, tmp_path):
+    path = tmp_path / "new" / "scores.json"
+    write_json(path, {"rows": rows, "array": np.array([1.5, inf]), "count": np.int64(3)})
+    read = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read["array"] == [1.5, None] and read["count"] == 3
+    restored = Scores.from_record(read["rows"]["a|b"])
+    assert isnan(restored["mauve"]) and restored.notes == rows["a|b"].notes
+    assert table({"x": restored}) == table({"x": rows["a|b"]})
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "scores.json"
+    write_json(path, {"mauve": 0.5})
+    with pytest.raises(TypeError):
+        write_json(path, {"mauve": object()})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"mauve": 0.9})
+    assert json.loads(path.read_text()) == {"mauve": 0.5}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["scores.json"]
