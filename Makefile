@@ -1,0 +1,27 @@
+# `make demo` and `make test` set up what they need: a virtual environment in .venv with the pinned requirements.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(READY)
+	$(RUN) -m scripts.demo
+
+test: $(READY) lint
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(RUN) -m pytest -m slow
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) saved_models .pytest_cache .ruff_cache

@@ -1,0 +1,70 @@
+"""The demo: trains a small latent diffusion model of restaurant sentences from scratch, samples and scores it.
+
+    python -m scripts.demo          # what `make demo` runs: a few minutes on two CPU cores
+
+Everything it needs is in the repository: the corpus, the codec, the scorer, and a model trained for longer to compare.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from offline_metrics import report
+from scripts.build import System, load_system, note
+from scripts.errors import run
+from scripts.evaluation import HUMAN, VALID_SEED, evaluate, write_rows
+from scripts.options import Options
+from train_text_diffusion import train
+
+COMMITTED = Path("pre_trained_models/diffusion-demo")  # the same command, trained for longer
+MODELS = "--dataset_name demo --enc_dec_model bart-demo --perplexity_model gpt2-demo --mauve_model gpt2-demo"
+RECIPE = (
+    "--tx_dim 256 --tx_depth 4 --scale_shift --self_condition --disable_dropout --beta_schedule tan --tan_d 5 "
+    "--optimizer adamw --train_batch_size 64 --lr_warmup_steps 100 --learning_rate 1e-3 --ema_decay 0.998 "
+    "--eval_batch_size 128 --sampling_timesteps 50 --num_samples 500"
+)
+STEPS = 900
+SAMPLES_SHOWN = 10
+COLUMNS = (
+    "acceptance", "perplexity", "corpus_perplexity", "mauve", "mauve_train", "diversity", "rep_4", "memorization",
+    "unique_words", "mean_words",
+)  # fmt: skip
+
+
+def trained_here(run_dir: Path) -> System:
+    """Trains the demo model into `run_dir`."""
+    argv = f"{MODELS} {RECIPE} --num_train_steps {STEPS} --output_dir {run_dir}".split()
+    train(Options.from_argv(argv))
+    return load(run_dir)
+
+
+def load(run_dir: Path) -> System:
+    system, step = load_system(Options.from_argv(["--gen_data", "--resume_dir", str(run_dir)]))
+    note(f"{run_dir}: step {step:,}")
+    return system
+
+
+def main() -> None:
+    started = time.monotonic()
+    run_dir = Path("saved_models/demo") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    here, committed = trained_here(run_dir), load(COMMITTED)
+    trained = time.monotonic()
+    suite = here.suite(here.corpus.test, VALID_SEED)
+    rows, texts = {}, []
+    for name, system in (("this run", here), ("trained for longer", committed)):
+        evaluation = evaluate(system, suite, VALID_SEED)
+        evaluation.samples.write(run_dir / "evaluation" / name.replace(" ", "_"))
+        rows |= {HUMAN: evaluation.rows[HUMAN]}
+        rows |= {f"{name}, {strategy}": evaluation.rows[strategy] for strategy in evaluation.samples.texts}
+        texts = texts or evaluation.samples.texts["beam"][:SAMPLES_SHOWN]
+    write_rows(run_dir / "evaluation", rows)
+    print(f"\nTen samples of the model just trained ({STEPS} steps):\n")
+    print("\n".join(f"  {text}" for text in texts))
+    print(f"\n{report.table(rows, COLUMNS, human=HUMAN)}")
+    done = time.monotonic()
+    print(f"trained in {trained - started:.0f} s, sampled and scored both in {done - trained:.0f} s; all of it: {run_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

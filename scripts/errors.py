@@ -1,0 +1,32 @@
+"""What a user can do wrong ends in one line and a non-zero exit, never in a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from diffusion.process import DiffusionError
+from latent_models.codec import ModelError
+from latent_models.corpora import CorpusError
+from offline_metrics.errors import MetricError
+
+
+class UsageError(Exception):
+    """A wrong option or a wrong file, told in one line."""
+
+
+USER_ERRORS = (UsageError, CorpusError, ModelError, DiffusionError, MetricError)
+EXIT_USER_ERROR = 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls `main`; a user's error becomes one line on standard error and exit status 2."""
+    try:
+        main()
+    except USER_ERRORS as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

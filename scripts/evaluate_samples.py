@@ -1,0 +1,59 @@
+"""Scores any file of texts against a corpus, beside the human row.
+
+    python -m scripts.evaluate_samples --samples FILE.jsonl --dataset_name e2e [--split test]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from latent_models.codec import find_models
+from latent_models.corpora import DataOptions, load_corpus
+from offline_metrics import report
+from offline_metrics.language_model import LanguageModel, load_feature_model
+from offline_metrics.suite import MetricOptions, MetricSuite
+from scripts.build import EXTRA_METRICS, device, shuffled
+from scripts.errors import UsageError, run
+from scripts.evaluation import HUMAN, VALID_SEED, write_rows
+from scripts.options import parse
+from scripts.sample import read_texts
+
+
+@dataclass
+class ScoringOptions:
+    _argument_group_name: ClassVar[str] = "samples"
+
+    samples: str | None = field(default=None, metadata={"help": "texts to score: .jsonl with `text`, or .txt"})
+    split: Literal["valid", "test"] = field(default="test", metadata={"help": "split whose texts are the references"})
+    output_dir: str | None = field(default=None, metadata={"help": "also write scores.json and table.md there"})
+
+    def __post_init__(self):
+        if self.samples is None or Path(self.samples).suffix not in (".jsonl", ".txt"):
+            raise UsageError(f"--samples {self.samples}: expected a file that ends in .jsonl or .txt")
+
+
+def main() -> None:
+    scoring, data, metrics = parse([ScoringOptions, DataOptions, MetricOptions], description=__doc__)
+    path = Path(scoring.samples)
+    texts = read_texts(path)
+    corpus = load_corpus(data)
+    scorer_path, feature_path = find_models(metrics.perplexity_model, metrics.mauve_model)
+    references = shuffled(getattr(corpus, scoring.split).texts, VALID_SEED)
+    suite = MetricSuite(
+        metrics,
+        LanguageModel(scorer_path, device()),
+        load_feature_model(feature_path, device()),
+        corpus.train.texts,
+        references,
+        EXTRA_METRICS.get(corpus.name),
+    )
+    rows = {HUMAN: suite.human_row(len(texts)), path.name: suite.score(texts)}
+    print(report.table(rows, human=HUMAN))
+    if scoring.output_dir:
+        write_rows(Path(scoring.output_dir), rows)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,98 @@
+"""Sampling and scoring of a system: one evaluation writes its texts, its scores and a table into one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from latent_models.corpora import Split
+from offline_metrics import report
+from offline_metrics.scores import Scores
+from offline_metrics.suite import MetricSuite
+from scripts.build import System, note
+from scripts.sample import Samples, sample
+
+TEST_SEEDS = (42, 43, 44, 45, 46)
+VALID_SEED = 42
+HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One seed's samples and the scores of each decoding strategy, beside the human row."""
+
+    samples: Samples
+    rows: dict[str, Scores]
+
+    def write(self, folder: Path) -> None:
+        """<strategy>.jsonl, scores.json and table.md."""
+        self.samples.write(folder)
+        write_rows(folder, self.rows)
+
+
+def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
+    """Writes scores.json for scripts and table.md for people; returns the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_json(folder / "scores.json", rows)
+    table = report.table(rows, human=HUMAN)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    return table
+
+
+def evaluate(system: System, suite: MetricSuite, seed: int) -> Evaluation:
+    """Samples `num_samples` texts and scores them by every strategy."""
+    count = system.options.run.num_samples
+    available = len(suite.reference_texts)
+    if count > available:
+        note(
+            f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} with "
+            f"{available:,}; the other metrics use all {count:,}"
+        )
+    samples = sample(system, count, seed)
+    rows = {HUMAN: suite.human_row(count)}
+    for strategy, texts in samples.texts.items():
+        rows[strategy] = suite.score(texts)
+    return Evaluation(samples, rows)
+
+
+def scalars(rows: dict[str, Scores]) -> dict[str, float]:
+    """Scores as flat names such as `beam/mauve`, for trackers."""
+    return {f"{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
+
+
+@dataclass
+class TrainingEvaluator:
+    """What the trainer calls after a checkpoint: scores the given weights against the validation split."""
+
+    system: System
+    run_dir: Path
+    suite: MetricSuite | None = None
+
+    def __call__(self, step: int, denoiser: nn.Module) -> tuple[dict[str, float], dict[str, list[str]]]:
+        """The scores and the texts of each strategy."""
+        if self.suite is None:
+            self.suite = self.system.suite(self.system.corpus.valid, VALID_SEED)
+        trained = self.system.denoiser
+        self.system.denoiser = denoiser
+        try:
+            evaluation = evaluate(self.system, self.suite, VALID_SEED)
+        finally:
+            self.system.denoiser = trained
+        evaluation.write(self.run_dir / "evaluation" / f"step_{step:08d}")
+        note("\n" + report.table(evaluation.rows, human=HUMAN))
+        return scalars(evaluation.rows), evaluation.samples.texts
+
+
+def evaluate_split(system: System, split: Split, seeds: tuple[int, ...], folder: Path) -> dict[str, Scores]:
+    """One evaluation for each seed, in a folder of its own; then mean and spread over the seeds in `folder`."""
+    by_row: dict[str, list[Scores]] = {}
+    for seed in seeds:
+        evaluation = evaluate(system, system.suite(split, seed), seed)
+        evaluation.write(folder / f"seed_{seed}")
+        for name, scores in evaluation.rows.items():
+            by_row.setdefault(name, []).append(scores)
+    rows = {name: report.aggregate(scores) for name, scores in by_row.items()}
+    print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
+    return rows

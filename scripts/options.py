@@ -1,0 +1,171 @@
+"""The command line: dataclasses parsed into one flat list of flags, and `args.json`, which remembers them for a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import HfArgumentParser
+
+from diffusion.denoiser import DenoiserOptions
+from diffusion.gaussian import GaussianOptions
+from diffusion.samplers import SamplingOptions
+from diffusion.training.optim import OptimOptions
+from diffusion.training.trainer import TrainingOptions
+from latent_models.corpora import DataOptions
+from latent_models.seq2seq_codec import CodecOptions
+from offline_metrics.suite import MetricOptions
+from scripts.errors import UsageError
+
+# Flags that the reference system reads and then ignores; here they would be as dead, so they are refused.
+REFUSED = {
+    "amp": "it never had an effect; use --mixed_precision bf16 or fp16",
+    "corruption_prob": "it never had an effect; leave it out",
+}
+
+
+class OneLineParser(HfArgumentParser):
+    """An HfArgumentParser whose complaints are one line each and name the choices."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message} (see --help)")
+
+
+def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple:
+    """Parses `argv` into one object per dataclass; a wrong value, an unknown or a shortened flag raises UsageError."""
+    summary = (description or "").split("\n\n")[0]
+    parser = OneLineParser(dataclass_types, description=summary, allow_abbrev=False)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for flag in given_flags(argv) & REFUSED.keys():
+        raise UsageError(f"--{flag} is refused: {REFUSED[flag]}")
+    *parsed, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]!r}; expected the flags that --help lists")
+    return tuple(parsed)
+
+
+def given_flags(argv: Sequence[str]) -> set[str]:
+    """Names of the flags on a command line."""
+    return {token[2:].split("=")[0].replace("-", "_").removeprefix("no_") for token in argv if token.startswith("--")}
+
+
+@dataclass
+class RunOptions:
+    _argument_group_name: ClassVar[str] = "run"
+
+    save_dir: str = field(
+        default="saved_models", metadata={"help": "runs go to <save_dir>/<dataset>/<time>, encoded splits beside them"}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "the run folder, instead of one named by the time"})
+    wandb_name: str | None = field(
+        default=None, metadata={"help": "also log to Weights & Biases under this name, in offline mode"}
+    )
+    num_samples: int = field(default=16, metadata={"help": "texts to generate at an evaluation"})
+    eval: bool = field(default=False, metadata={"help": "sample and score against the validation split, seed 42"})
+    eval_test: bool = field(
+        default=False, metadata={"help": "sample and score against the test split, seeds 42 to 46: mean and spread"}
+    )
+    gen_data: bool = field(
+        default=False, metadata={"help": "write num_samples texts (shared out over classes) for each of seeds 42 to 46"}
+    )
+    resume_training: bool = field(default=False, metadata={"help": "continue the run of --resume_dir"})
+    resume_dir: str | None = field(default=None, metadata={"help": "run folder to continue, evaluate or sample from"})
+    milestone: int | None = field(default=None, metadata={"help": "step of the checkpoint to load (the newest)"})
+
+    def __post_init__(self):
+        chosen = [mode for mode in MODES if getattr(self, mode)]
+        if len(chosen) > 1:
+            raise UsageError(f"--{chosen[0]} and --{chosen[1]}: expected one mode at a time")
+        if self.num_samples < 1:
+            raise UsageError(f"--num_samples {self.num_samples}: expected at least 1")
+        if chosen and self.resume_dir is None:
+            raise UsageError(f"--{chosen[0]} needs --resume_dir, the folder of a trained run")
+        if self.resume_dir is not None and not chosen:
+            raise UsageError(f"--resume_dir needs a mode: {', '.join('--' + mode for mode in MODES)}")
+
+    @property
+    def mode(self) -> str:
+        return next((mode for mode in MODES if getattr(self, mode)), "train")
+
+
+MODES = ("eval", "eval_test", "gen_data", "resume_training")
+
+
+@dataclass
+class Options:
+    """Every option of a run, in the groups that `--help` shows."""
+
+    run: RunOptions
+    data: DataOptions
+    codec: CodecOptions
+    gaussian: GaussianOptions
+    denoiser: DenoiserOptions
+    training: TrainingOptions
+    optim: OptimOptions
+    sampling: SamplingOptions
+    metrics: MetricOptions
+    given: frozenset[str] = frozenset()  # flags that stood on the command line
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str] | None = None, description: str | None = None) -> Options:
+        """The options of a command line; those of an earlier run where it names one with --resume_dir."""
+        argv = sys.argv[1:] if argv is None else list(argv)
+        options = cls(*parse(GROUPS, argv, description), frozenset(given_flags(argv)))
+        return options if options.run.resume_dir is None else options._on_top_of(Path(options.run.resume_dir))
+
+    def flat(self) -> dict[str, Any]:
+        """Flag -> value, over all groups but `run`'s modes."""
+        groups = [getattr(self, name) for name in GROUP_NAMES]
+        return {key: value for group in groups for key, value in vars(group).items()}
+
+    def save(self, run_dir: Path) -> None:
+        (run_dir / "args.json").write_text(json.dumps(self.flat(), indent=1) + "\n", encoding="utf-8")
+
+    def _on_top_of(self, run_dir: Path) -> Options:
+        """The run's own options but for the given flags; raises UsageError for one that says what the model is."""
+        saved = _read_args(run_dir)
+        merged = []
+        for name, group_type in zip(GROUP_NAMES, GROUPS, strict=True):
+            own = vars(getattr(self, name))
+            if name == "run":
+                merged.append(self.run)
+                continue
+            values = {}
+            for key in (f.name for f in fields(group_type)):
+                changed = key in self.given and own[key] != saved.get(key, own[key])
+                if changed and name in MODEL_GROUPS and key not in MOVABLE:
+                    raise UsageError(f"--{key} {own[key]}: the run {run_dir} has {saved[key]!r}, which is fixed")
+                values[key] = own[key] if changed else saved.get(key, own[key])
+            merged.append(group_type(**values))
+        options = Options(*merged, self.given)
+        for key in sorted({"save_dir", "wandb_name", "num_samples"} - self.given):
+            setattr(options.run, key, saved.get(key, getattr(options.run, key)))
+        return options
+
+
+GROUPS = (
+    RunOptions, DataOptions, CodecOptions, GaussianOptions, DenoiserOptions, TrainingOptions, OptimOptions,
+    SamplingOptions, MetricOptions,
+)  # fmt: skip
+GROUP_NAMES = tuple(f.name for f in fields(Options) if f.name != "given")
+MODEL_GROUPS = ("data", "codec", "gaussian", "denoiser")  # they say what the model is
+MOVABLE = ("data_dir", "enc_dec_model")  # where things lie may differ from machine to machine
+
+
+def _read_args(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "args.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{path}: cannot be read ({reason}); expected the folder of a run that train_text_diffusion.py wrote"
+        ) from None
+    known = {f.name for group in GROUPS for f in fields(group)}
+    if not isinstance(saved, dict) or not saved.keys() <= known:
+        raise UsageError(f"{path}: not the options of a run; expected a JSON object of the flags that --help lists")
+    return saved

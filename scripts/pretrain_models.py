@@ -1,0 +1,300 @@
+"""Pretrains a small BART codec and a small GPT-2 scorer, tokenizers included, from the texts of any corpus.
+
+    python -m scripts.pretrain_models --dataset_name demo --models both --name demo
+
+writes `pre_trained_models/bart-demo` and `pre_trained_models/gpt2-demo`, each with a model card. This is how the
+system works where no model can be downloaded. The BART is a denoising autoencoder: tokens of its input are masked
+(Lewis et al. 2020, arXiv:1910.13461) and its encoder states are noised, so that the decoder also reads states that
+are slightly off, which is what a diffusion model will hand it.
+
+B batch, L positions, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BartTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from diffusion.training.batches import EpochBatches
+from diffusion.training.optim import OptimOptions, learning_rate_factor, make_optimizer
+from latent_models.corpora import Corpus, DataOptions, load_corpus
+from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
+from scripts.errors import UsageError, run
+from scripts.options import parse
+
+BART_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0..4, as in the published BART
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass
+class PretrainOptions:
+    _argument_group_name: ClassVar[str] = "pretraining"
+
+    models: Literal["bart", "gpt2", "both"] = field(default="both", metadata={"help": "which models to train"})
+    name: str | None = field(default=None, metadata={"help": "models are named bart-NAME and gpt2-NAME (the dataset)"})
+    output_dir: str = field(default="pre_trained_models", metadata={"help": "folder that receives the model folders"})
+    vocab_size: int = field(default=1024, metadata={"help": "size of the byte-level BPE vocabularies"})
+    max_length: int = field(default=64, metadata={"help": "longest text in tokens; models have twice the positions"})
+    width: int = field(default=96, metadata={"help": "width of the BART, hence of the latents"})
+    depth: int = field(default=3, metadata={"help": "layers of the BART encoder and of its decoder"})
+    bart_steps: int = field(default=2000, metadata={"help": "optimizer steps of the BART"})
+    mask_ratio: float = field(default=0.1, metadata={"help": "share of input tokens masked in half of the texts"})
+    latent_noise: float = field(
+        default=0.5, metadata={"help": "greatest noise on encoder states, in units of their standard deviation"}
+    )
+    decoder_token_dropout: float = field(
+        default=0.3, metadata={"help": "share of decoder input tokens masked, so that it must read the encoder"}
+    )
+    gpt2_width: int = field(default=128, metadata={"help": "width of the GPT-2"})
+    gpt2_depth: int = field(default=3, metadata={"help": "layers of the GPT-2"})
+    gpt2_steps: int = field(default=1500, metadata={"help": "optimizer steps of the GPT-2"})
+    batch_size: int = field(default=64, metadata={"help": "texts per step"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak rate (AdamW, warm-up, half cosine to 0)"})
+    random_seed: int = field(default=42, metadata={"help": "seed of weights, batches and noise"})
+
+    def __post_init__(self):
+        for flag in ("vocab_size", "max_length", "width", "depth", "bart_steps", "gpt2_steps", "batch_size"):
+            if getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} {getattr(self, flag)}: expected at least 1")
+        if self.width % 32 or self.gpt2_width % 32:
+            raise UsageError("--width and --gpt2_width are in heads of 32: expected multiples of 32")
+
+
+# --- tokenizers -----------------------------------------------------------------------------------------------------
+
+
+def train_bpe(texts: list[str], vocab_size: int, special_tokens: list[str]) -> Tokenizer:
+    """A byte-level BPE tokenizer; every text can be written in it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def bart_tokenizer(texts: list[str], options: PretrainOptions) -> PreTrainedTokenizerBase:
+    bpe = train_bpe(texts, options.vocab_size, BART_SPECIAL)
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return BartTokenizer(
+        tokenizer_object=bpe, model_max_length=options.max_length, bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", cls_token="<s>", sep_token="</s>",
+    )  # fmt: skip
+
+
+def gpt2_tokenizer(texts: list[str], options: PretrainOptions) -> PreTrainedTokenizerBase:
+    bpe = train_bpe(texts, options.vocab_size, [END_OF_TEXT])
+    return GPT2Tokenizer(
+        tokenizer_object=bpe, model_max_length=2 * options.max_length, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+    )  # fmt: skip
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def batches(ids: list[list[int]], options: PretrainOptions, pad_id: int) -> Iterator[Tensor]:
+    """Endless padded batches [B, L] of token ids."""
+    for chosen in EpochBatches([len(row) for row in ids], options.batch_size, options.random_seed):
+        yield pad_sequence([torch.tensor(ids[i]) for i in chosen], batch_first=True, padding_value=pad_id)
+
+
+def train(
+    model: PreTrainedModel,
+    data: Iterator[Tensor],
+    loss_of: Callable[[Tensor], Tensor],
+    steps: int,
+    options: PretrainOptions,
+) -> list[dict]:
+    """AdamW with warm-up and half a cosine; returns the log, one row every 50 steps."""
+    warmup = min(200, steps // 10)
+    optim = OptimOptions(learning_rate=options.learning_rate, adam_beta2=0.98, adam_weight_decay=0.01)
+    optimizer = make_optimizer(model, optim)
+    factor = learning_rate_factor(optim.lr_schedule, warmup, steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    model.train()
+    log, losses = [], []
+    bar = tqdm(range(1, steps + 1), desc=model.config.model_type, file=sys.stderr, mininterval=1.0)
+    for step in bar:
+        loss = loss_of(next(data))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        if step % 50 == 0 or step == steps:
+            log.append({"step": step, "loss": round(torch.stack(losses).mean().item(), 4)})
+            bar.set_postfix(loss=log[-1]["loss"])
+            losses.clear()
+    model.eval()
+    return log
+
+
+def bart_loss(model: BartForConditionalGeneration, options: PretrainOptions, generator: torch.Generator):
+    """Cross-entropy of the clean text from a text with masked tokens and noised encoder states."""
+    pad, mask_id = model.config.pad_token_id, BART_SPECIAL.index("<mask>")
+
+    def masked(ids: Tensor, share: Tensor) -> Tensor:
+        chosen = (torch.rand(ids.shape, generator=generator) < share) & (ids >= len(BART_SPECIAL))
+        return ids.masked_fill(chosen, mask_id)
+
+    def loss_of(ids: Tensor) -> Tensor:
+        valid = ids != pad  # [B, L]
+        corrupted = torch.rand(len(ids), 1, generator=generator) < 0.5
+        states = model.get_encoder()(masked(ids, options.mask_ratio * corrupted), attention_mask=valid.long())[0]
+        # Relative to the spread of the states themselves, so that larger states cannot outgrow the noise.
+        spread = states[valid].std(0)
+        sigma = options.latent_noise * torch.rand(len(ids), 1, 1, generator=generator)
+        states = states + sigma * spread * torch.randn(states.shape, generator=generator)
+        start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
+        decoder_ids = torch.cat([start, masked(ids[:, :-1], torch.tensor(options.decoder_token_dropout))], 1)
+        return model(
+            encoder_outputs=BaseModelOutput(states),
+            attention_mask=valid.long(),
+            decoder_input_ids=decoder_ids,
+            labels=ids.masked_fill(~valid, -100),
+        ).loss
+
+    return loss_of
+
+
+def pretrain_bart(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]:
+    tokenizer = bart_tokenizer(corpus.train.texts, options)
+    torch.manual_seed(options.random_seed)  # transformers draws initial weights from the global generator
+    model = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(tokenizer), d_model=options.width, max_position_embeddings=2 * options.max_length,
+            encoder_layers=options.depth, decoder_layers=options.depth,
+            encoder_attention_heads=options.width // 32, decoder_attention_heads=options.width // 32,
+            encoder_ffn_dim=4 * options.width, decoder_ffn_dim=4 * options.width,
+            dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+            bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+            forced_bos_token_id=0, forced_eos_token_id=2,
+        )
+    )  # fmt: skip
+    ids = tokenizer(corpus.train.texts, truncation=True, max_length=options.max_length)["input_ids"]
+    data = batches(ids, options, tokenizer.pad_token_id)
+    generator = torch.Generator().manual_seed(options.random_seed)
+    log = train(model, data, bart_loss(model, options, generator), options.bart_steps, options)
+    held_out = corpus.valid.texts[:500]
+    codec = Seq2SeqCodec(model, tokenizer, max_length=options.max_length)
+    decoded = codec.reconstruct(held_out, "beam")
+    facts = {
+        "parameters": model.num_parameters(),
+        "held_out_sentences": len(held_out),
+        "held_out_token_accuracy": token_accuracy(tokenizer, held_out, decoded),
+        "held_out_exact_sentences": sum(a == b for a, b in zip(held_out, decoded, strict=True)) / len(held_out),
+        "log": log,
+    }
+    return save(model, tokenizer, "bart", options), facts
+
+
+def pretrain_gpt2(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]:
+    tokenizer = gpt2_tokenizer(corpus.train.texts, options)
+    torch.manual_seed(options.random_seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_embd=options.gpt2_width, n_layer=options.gpt2_depth,
+            n_head=options.gpt2_width // 32, n_positions=2 * options.max_length, bos_token_id=0, eos_token_id=0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+    end = tokenizer.eos_token_id
+    ids = tokenizer(corpus.train.texts, truncation=True, max_length=options.max_length)["input_ids"]
+    padding = -100  # also the index that cross-entropy ignores
+    data = batches([[end, *row, end] for row in ids], options, padding)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return model(rows.clamp(min=0), attention_mask=(rows != padding).long(), labels=rows).loss
+
+    log = train(model, data, loss_of, options.gpt2_steps, options)
+    held_out = tokenizer(corpus.valid.texts[:1000], truncation=True, max_length=options.max_length)["input_ids"]
+    with torch.no_grad():
+        rows = [torch.tensor([[end, *row]]) for row in held_out]
+        nll = sum(model(row, labels=row).loss.item() * (row.numel() - 1) for row in rows)
+    nll /= sum(row.numel() - 1 for row in rows)
+    facts = {"parameters": model.num_parameters(), "held_out_perplexity": math.exp(nll), "log": log}
+    return save(model, tokenizer, "gpt2", options), facts
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, options: PretrainOptions) -> Path:
+    folder = Path(options.output_dir) / f"{kind}-{options.name}"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_card(folder: Path, corpus: Corpus, options: PretrainOptions, facts: dict, seconds: float, command: str):
+    """README.md for people and training.json (options, figures, loss log) for scripts."""
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e6
+    log = facts.pop("log")
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"Trained from scratch on the {len(corpus.train):,} training texts of the dataset `{corpus.name}`, tokenizer "
+        "included. Nothing was downloaded.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| weights | {size:.1f} MB (safetensors, float32) |",
+        *(f"| {key.replace('_', ' ')} | {value:,.4g} |" if isinstance(value, float) else
+          f"| {key.replace('_', ' ')} | {value:,} |" for key, value in facts.items()),
+        f"| training time | {seconds / 60:.0f} min on {torch.get_num_threads()} CPU cores |",
+        "",
+        "Rebuild with:",
+        "",
+        f"    {command}",
+        "",
+        "`training.json` holds every option and the loss curve.",
+    ]  # fmt: skip
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record = {"options": asdict(options), "dataset": corpus.name, "seconds": round(seconds), **facts, "log": log}
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    data, options = parse([DataOptions, PretrainOptions], argv, description=__doc__)
+    corpus = load_corpus(data)
+    options.name = options.name or corpus.name
+    command = " ".join(["python -m scripts.pretrain_models", *(sys.argv[1:] if argv is None else argv)])
+    trainers_of = {"bart": pretrain_bart, "gpt2": pretrain_gpt2}
+    for kind in trainers_of if options.models == "both" else [options.models]:
+        start = time.monotonic()
+        folder, facts = trainers_of[kind](corpus, options)
+        write_card(folder, corpus, options, facts, time.monotonic() - start, command)
+        print((folder / "README.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run(main)

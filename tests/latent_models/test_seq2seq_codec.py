@@ -1,0 +1,97 @@
+"""The codec against the reference system's figures, and its own promises."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from latent_models.codec import ModelError, find_model
+from latent_models.seq2seq_codec import Seq2SeqCodec
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir):
+    folder = golden_dir / "bart"
+    return (
+        Seq2SeqCodec.load(folder / "tiny_bart", max_length=24),
+        json.loads((folder / "bart.json").read_text()),
+        np.load(folder / "bart.npz"),
+    )
+
+
+def test_encoder_states_agree_with_the_reference(golden):
+    codec, facts, arrays = golden
+    encoded = codec.encode(facts["texts"])
+    assert np.array_equal(encoded.valid.numpy(), arrays["attention_mask"].astype(bool))
+    difference = (encoded.x0.numpy() - arrays["last_hidden_state"])[encoded.valid.numpy()]
+    assert np.abs(difference).max() < 2e-5
+
+
+def test_beam_search_agrees_with_the_reference(golden):
+    codec, facts, arrays = golden
+    x0, valid = torch.from_numpy(arrays["last_hidden_state"]), torch.from_numpy(arrays["attention_mask"]).bool()
+    assert codec.generate(x0, valid, "beam").tolist() == arrays["beam_ids"].tolist()
+    assert codec.decode(x0, valid, "beam") == [text.strip() for text in facts["decoded"]]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Seq2SeqCodec.load(find_model("bart-demo"), max_length=48)
+
+
+def test_the_demo_codec_reconstructs_what_it_never_saw(demo):
+    texts = ["Juniper is a Thai pub by the river.", "A Greek café with fair prices is Bella Notte near the library."]
+    assert demo.reconstruct(texts, "beam") == texts
+    assert demo.reconstruct(texts, "nucleus") == texts
+
+
+def test_padding_does_not_change_states_or_texts(demo):
+    short, long = "Saffron is a pub in the suburbs.", "Juniper is a Thai pub by the river. Children are not allowed."
+    alone, beside = demo.encode([short]), demo.encode([short, long])
+    own = alone.x0.shape[1]
+    assert torch.allclose(alone.x0[0], beside.x0[0, :own], atol=1e-5)
+    assert demo.decode(beside.x0, beside.valid)[0] == demo.decode(alone.x0, alone.valid)[0] == short
+
+
+def test_a_nucleus_sample_depends_on_its_own_seed_only(demo):
+    generator = torch.Generator().manual_seed(0)
+    x0 = 2 * torch.randn(3, 12, demo.width, generator=generator)
+    valid = torch.ones(3, 12, dtype=torch.bool)
+    torch.manual_seed(1)
+    together = demo.decode(x0, valid, "nucleus", [7, 8, 9])
+    torch.manual_seed(2)
+    assert demo.decode(x0[[2]], valid[[2]], "nucleus", [9]) == together[2:]
+    repeated = demo.decode(x0[[0] * 12], valid[[0] * 12], "nucleus", list(range(12)))
+    assert len(set(repeated)) > 1
+
+
+def test_nucleus_draws_have_the_right_shares():
+    from latent_models.seq2seq_codec import SeededNucleus
+
+    scores = torch.tensor([0.5, 0.3, 0.17, 0.03]).log().repeat(20_000, 1)
+    drawn = SeededNucleus(0.95, range(20_000))(torch.zeros(20_000, 1, dtype=torch.long), scores).argmax(1)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    wanted = torch.tensor([0.5, 0.3, 0.17, 0.0]) / 0.97  # the last is outside the nucleus
+    assert shares[3] == 0
+    assert (shares - wanted).abs().max() < 4 * (0.25 / 20_000) ** 0.5
+
+
+def test_the_model_is_frozen(demo):
+    assert not demo.model.training
+    assert not any(p.requires_grad for p in demo.model.parameters())
+
+
+def test_a_missing_model_names_the_command_that_caches_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"python -m scripts.cache_models no/such-model$"):
+        find_model("no/such-model")
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ModelError, match="expected a config.json"):
+        find_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ModelError, match="cannot be used as encoder-decoder") as error:
+        Seq2SeqCodec.load(find_model(str(tmp_path)))
+    assert "\n" not in str(error.value)
