@@ -20,6 +20,8 @@ HEAD_DIM = 64
 
 @dataclass
 class DenoiserOptions:
+    """Size and inputs of the trunk; DiffusionError on a value that cannot work."""
+
     _argument_group_name: ClassVar[str] = "denoiser"
 
     tx_dim: int = field(default=512, metadata={"help": "trunk width, a multiple of 64 (heads are 64 wide)"})

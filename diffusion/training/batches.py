@@ -35,9 +35,10 @@ class EpochBatches:
     def of_epoch(self, epoch: int) -> list[np.ndarray]:
         """All batches of one epoch, in their order."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths))
-        lengths = np.asarray(self.lengths)
-        batches = []
+        order, lengths = rng.permutation(len(self.lengths)), np.asarray(self.lengths)
+        # Samples of a smaller batch weigh more in the mean over it: they are drawn before lengths are looked at.
+        smaller, order = np.split(order, [len(order) % self.batch_size])
+        batches = [smaller] if len(smaller) else []
         for start in range(0, len(order), WINDOW * self.batch_size):
             window = order[start : start + WINDOW * self.batch_size]
             window = window[np.argsort(lengths[window], kind="stable")]

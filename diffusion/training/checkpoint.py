@@ -23,7 +23,7 @@ FOLDER = "checkpoints"
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(p for p in (run_dir / FOLDER).glob("step_????????") if p.is_dir())
+    return sorted(p for p in (run_dir / FOLDER).glob("step_" + "[0-9]" * 8) if p.is_dir())
 
 
 def find_checkpoint(run_dir: Path, step: int | None = None) -> Path:
@@ -45,10 +45,15 @@ def step_of(checkpoint: Path) -> int:
 
 
 def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int) -> Path:
-    """Writes a checkpoint of named groups of tensors and a JSON-able state; keeps the `keep` newest (0: all)."""
+    """Writes a checkpoint of named groups of tensors and a JSON-able state; keeps the `keep` newest (0: all).
+
+    Checkpoints of later steps go: they belong to a run that was given up for an older checkpoint of it.
+    """
     place = run_dir / FOLDER / f"step_{step:08d}"
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    beside.mkdir(parents=True, exist_ok=True)
+    for left_over in place.parent.glob(".step_*"):  # by a process that was killed
+        shutil.rmtree(left_over)
+    beside = place.with_name(f".{place.name}.new")
+    beside.mkdir(parents=True)
     for name, group in tensors.items():
         on_cpu = {key: value.detach().cpu().contiguous() for key, value in group.items()}
         save_file(on_cpu, beside / f"{name}.safetensors")
@@ -57,11 +62,20 @@ def save(run_dir: Path, step: int, tensors: dict[str, dict[str, Tensor]], state:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     if place.exists():
-        shutil.rmtree(place)
+        _remove(place)
     os.replace(beside, place)
-    for old in checkpoints(run_dir)[: -keep or None] if keep else []:
-        shutil.rmtree(old)
+    older = [p for p in checkpoints(run_dir) if step_of(p) < step]
+    later = [p for p in checkpoints(run_dir) if step_of(p) > step]
+    for other in later + (older[: 1 - keep or None] if keep else []):
+        _remove(other)
     return place
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes a checkpoint out of sight before it is taken apart."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    os.replace(checkpoint, hidden)
+    shutil.rmtree(hidden)
 
 
 def load(checkpoint: Path, *names: str) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
@@ -69,7 +83,7 @@ def load(checkpoint: Path, *names: str) -> tuple[list[dict[str, Tensor]], dict[s
     try:
         groups = [load_file(checkpoint / f"{name}.safetensors") for name in names]
         return groups, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise DiffusionError(f"{checkpoint}: cannot be read ({error}); use an older checkpoint") from error
 
 
@@ -110,7 +124,14 @@ def random_states(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def load_random_states(generator: torch.Generator, states: dict[str, Tensor]) -> None:
-    generator.set_state(states["training"])
+    """Puts back what `random_states` gave; raises DiffusionError where it comes from another kind of device."""
+    try:
+        generator.set_state(states["training"])
+    except RuntimeError as error:
+        raise DiffusionError(
+            f"the random state of the checkpoint is not one of this device ({generator.device.type}): go on with the "
+            "kind of device that the run was started on"
+        ) from error
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

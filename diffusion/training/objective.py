@@ -54,6 +54,8 @@ class Objective:
         rows = chosen.nonzero().squeeze(1)
         x0_prev = torch.zeros_like(xt)
         if len(rows):
+            # Without the wrapper of several processes: those where no sample is chosen would miss its exchange.
+            denoiser = getattr(denoiser, "module", denoiser)
             output = denoiser(xt[rows], t[rows], valid[rows], label=None if label is None else label[rows])
             x0_prev[rows] = self.process.denoised(output.to(xt.dtype), xt[rows], t[rows])
         return x0_prev

@@ -19,6 +19,8 @@ OPTIMIZERS = ("adamw", "lion")
 
 @dataclass
 class OptimOptions:
+    """Optimizer, learning rate and moving average; DiffusionError on a value that cannot work."""
+
     _argument_group_name: ClassVar[str] = "optimizer"
 
     learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate"})

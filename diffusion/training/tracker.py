@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from diffusion.process import DiffusionError
+
 
 class Tracker(Protocol):
     def log(self, step: int, scalars: Mapping[str, Any]) -> None: ...
@@ -20,15 +22,22 @@ def _json_safe(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _step(line: str) -> float:
+    """The step of a row; infinity for a line that a crash has torn."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
 class JsonlTracker:
     """One JSON object a line, written through at once; on resume the lines after `last_step` are taken back."""
 
     def __init__(self, path: Path, last_step: int = 0):
         if path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            kept = [row for row in rows if json.loads(row)["step"] <= last_step]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
             beside = path.with_suffix(".tmp")
-            beside.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(beside, path)
         self.file = path.open("a", encoding="utf-8")
 
@@ -48,8 +57,12 @@ class WandbTracker:
     """Weights & Biases in offline mode: files under the run folder, to be synchronised elsewhere."""
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any]):
-        import wandb
-
+        try:
+            import wandb
+        except ImportError as error:
+            raise DiffusionError(
+                f"--wandb_name needs the package wandb ({error}); pip install wandb, or leave the flag out"
+            ) from error
         self.wandb = wandb
         settings = wandb.Settings(silent=True, console="off")
         self.run = wandb.init(

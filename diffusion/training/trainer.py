@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
@@ -24,11 +25,13 @@ from diffusion.training import checkpoint
 from diffusion.training.batches import EpochBatches
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_ema, make_optimizer
-from diffusion.training.tracker import Tracker
+from diffusion.training.tracker import Tracker, Trackers
 
 
 @dataclass
 class TrainingOptions:
+    """Steps, batches, annealing, saving; DiffusionError on a value that cannot work."""
+
     _argument_group_name: ClassVar[str] = "training"
 
     num_train_steps: int = field(default=60_000, metadata={"help": "optimizer steps N, also of annealing and decay"})
@@ -82,7 +85,7 @@ Evaluate = Callable[[int, nn.Module], tuple[dict[str, float], dict[str, list[str
 
 
 class Trainer:
-    """Trains `denoiser` in `run_dir`; `evaluate` is called after the checkpoint of every `save_and_sample_every` steps."""
+    """Trains `denoiser` in `run_dir`; calls `evaluate` after the checkpoint of every `save_and_sample_every` steps."""
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class Trainer:
         rank = accelerator.process_index
         self.generator = torch.Generator(accelerator.device).manual_seed(options.random_seed + rank)
         self.step = 0  # optimizer steps done
+        self.losses: list[torch.Tensor] = []  # of the steps since the last row of metrics
 
     @property
     def T_k(self) -> int:
@@ -121,7 +125,8 @@ class Trainer:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint of the present step (main process only)."""
+        """Writes a checkpoint of the present step; every process must take part, the main one writes."""
+        random = gather_object([checkpoint.random_states(self.generator)])  # each process has its own
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -132,13 +137,16 @@ class Trainer:
                 "model": self.accelerator.unwrap_model(self.denoiser).state_dict(),
                 "ema": self.ema.state_dict(),
                 "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer),
-                "random": checkpoint.random_states(self.generator),
+                "random": {f"{i}.{name}": value for i, states in enumerate(random) for name, value in states.items()},
             },
             {
                 "step": self.step,
                 "batches": self.batches.position,
                 "scheduler": {"last_epoch": self.scheduler.last_epoch, "_step_count": self.scheduler._step_count},
                 "scaler": scaler.state_dict() if scaler is not None else None,
+                "optimizer": type(self.optimizer.optimizer).__name__,
+                "processes": self.accelerator.num_processes,
+                "losses": [loss.item() for loss in self.losses],
             },
             self.options.keep_checkpoints,
         )
@@ -146,11 +154,22 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Continues exactly after the checkpoint at `path`: weights, optimizer, rate, data order and randomness."""
         (model, ema, optimizer, random), state = checkpoint.load(path, "model", "ema", "optimizer", "random")
+        asked, had = type(self.optimizer.optimizer).__name__.lower(), state["optimizer"].lower()
+        if asked != had:
+            raise DiffusionError(f"--optimizer {asked}: {path} was trained by {had}; go on with that")
+        if state["processes"] != self.accelerator.num_processes:
+            raise DiffusionError(
+                f"{path}: was trained by {state['processes']} processes, not {self.accelerator.num_processes}; each "
+                "has random numbers of its own, so go on with as many"
+            )
         checkpoint.load_weights(self.accelerator.unwrap_model(self.denoiser), model, path)
         checkpoint.load_weights(self.ema, ema, path)
         checkpoint.load_optimizer(self.optimizer.optimizer, optimizer)
-        checkpoint.load_random_states(self.generator, random)
+        own = f"{self.accelerator.process_index}."
+        states = {name.removeprefix(own): value for name, value in random.items() if name.startswith(own)}
+        checkpoint.load_random_states(self.generator, states)
         self.step, self.batches.position = state["step"], state["batches"]
+        self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in state["losses"]]
         self.scheduler.__dict__.update(state["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
             group["lr"] = rate
@@ -164,9 +183,9 @@ class Trainer:
     # --- training ---------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Trains up to `num_train_steps`, logging, saving and then evaluating on the way and at the end."""
+        """Trains up to `num_train_steps`: logs, saves, then evaluates on the way; logs and saves the last step."""
         options = self.options
-        tracker = self.make_tracker(self.step)
+        tracker = self.make_tracker(self.step) if self.accelerator.is_main_process else Trackers()
         batches = iter(self.batches)
         bar = tqdm(
             total=options.num_train_steps,
@@ -176,16 +195,16 @@ class Trainer:
             mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line every half second
             file=sys.stderr,
         )
-        losses, started, first = [], time.monotonic(), self.step
+        started, first = time.monotonic(), self.step
         while self.step < options.num_train_steps:
-            T_k, rate = self.T_k, self.scheduler.get_last_lr()[0]
+            T_k, rate = self.T_k, self.optimizer.param_groups[0]["lr"]
             loss, grad_norm = self._update(batches, T_k)
-            losses.append(loss)
+            self.losses.append(loss)
             self.step += 1
             bar.update()
             if self.step % options.log_every == 0 or self.step == options.num_train_steps:
                 row = {
-                    "loss": torch.stack(losses).mean().item(),
+                    "loss": torch.stack(self.losses).mean().item(),
                     **self._validation(),
                     "grad_norm": grad_norm.item(),
                     "learning_rate": rate,
@@ -197,7 +216,7 @@ class Trainer:
                 shown = {"loss": f"{row['loss']:.4f}", "valid": f"{row['valid_loss_ema']:.4f}", "lr": f"{rate:.1e}"}
                 bar.set_postfix(shown | {"T": T_k})
                 tracker.log(self.step, row)
-                losses.clear()
+                self.losses.clear()
             if self.step % options.save_and_sample_every == 0 or self.step == options.num_train_steps:
                 self.save()
                 if self.step % options.save_and_sample_every == 0:
