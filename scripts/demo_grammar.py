@@ -1,8 +1,9 @@
 """The grammar of the demo corpus: short restaurant descriptions, written and recognised by one definition.
 
-A text is one *first* sentence, or a first and a *second* sentence that share no attribute. A sentence is a frame with
-slots; a slot names an attribute and a way to word it; a table gives the phrases for each value of the attribute. The
-same tables are read in two directions: `write` draws a text with its meaning, `parse` gives the meaning back.
+A text is one *first* sentence, or a first and a *second* sentence that share no attribute. A sentence is written from a
+form, whose parts are filled in to make a frame, whose slots are filled in to make a sentence: a slot names an attribute
+and a way to word it, and a table gives the phrases for each value of the attribute. The same tables are read in two
+directions: `write` draws a text with its meaning, `parse` gives the meaning back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 from functools import cache
+from itertools import chain
 
 NAMES = (
     "The Amber Fox", "The Blue Heron", "The Copper Kettle", "The Green Lantern", "The Iron Gate", "The Little Owl",
@@ -103,57 +105,55 @@ WORDINGS = {
         },
     },
 }
-# A slot with a capital first letter is worded the same, with its phrase capitalised.
-FIRST = (
-    "{name} is {a_type} {place}.",
-    "{name} is {a_food} {type} {place}.",
-    "{name} is {a_price} {type} {close}.",
-    "{name} is {a_family} {type} that serves {dishes}.",
-    "{name} is {a_type} {close} with {rating}.",
-    "{name} is {a_type} serving {dishes} {place}.",
-    "{name} is {a_price} {food} {type} {place}.",
-    "{name} serves {dishes} and is {a_type} {close}.",
-    "{name}, {a_food} {type} {close}, {costs}.",
-    "{name}, {a_type} {place}, {family}.",
-    "{name}, {rated}, is {a_type} that serves {dishes}.",
-    "{Place}, {name} is {a_type} with {cost}.",
-    "{Place} there is {a_food} {type} called {name}.",
-    "{Place} you will find {name}, {a_price} {type}.",
-    "{Close} you can eat {dishes} at {name}, {a_type} {place}.",
-    "{Close} there is {a_family} {type} named {name}.",
-    "{A_price} {type} {place} is {name}.",
-    "{A_food} {type} with {cost} is {name} {close}.",
-    "{A_type} that {family} is {name} {place}.",
-    "For {dishes} try {name}, {a_type} {close}.",
-    "If you like {dishes}, visit {name}, {a_rated} {type}.",
-    "With {rating}, {name} is {a_type} {close}.",
-    "You can find {a_type} named {name} {close}.",
-    "There is {a_family} {type} {place} called {name}.",
+# What a sentence is made of: <part> stands for any of these. A capital first letter capitalises what takes its place.
+PARTS = {
+    "kind": (
+        "{a_type}", "{a_food} {type}", "{a_price} {type}", "{a_family} {type}", "{a_rated} {type}",
+        "{a_price} {food} {type}",
+    ),
+    "where": ("{place}", "{close}"),
+    "with": ("with {rating}", "with {cost}", "serving {dishes}", "that serves {dishes}", "that {family}"),
+    "does": ("serves {dishes}", "{costs}", "{family}", "has {rating}", "has {cost}"),
+}  # fmt: skip
+FIRST_FORMS = (
+    "{name} is <kind> <where>.",
+    "{name} is <kind> <with>.",
+    "{name} is <kind> <where> <with>.",
+    "{name}, <kind> <where>, <does>.",
+    "{name}, {rated}, is <kind> <where>.",
+    "{name} <does> and is <kind> <where>.",
+    "<Where> there is <kind> called {name}.",
+    "<Where>, {name} is <kind> <with>.",
+    "<Where> you will find {name}, <kind>.",
+    "<Where> you can eat {dishes} at {name}, <kind>.",
+    "<Kind> <where> is {name}.",
+    "<Kind> <with> is {name} <where>.",
+    "If you like {dishes}, visit {name}, <kind> <where>.",
+    "For {dishes} try {name}, <kind> <where>.",
+    "With {rating}, {name} is <kind> <where>.",
+    "There is <kind> <where> called {name}.",
+    "You can find <kind> named {name} <where>.",
     "Although {name} has {rating}, this {type} {costs}.",
 )
-SECOND = (
-    "It serves {dishes}.",
-    "It is {place}.",
-    "It is {close}.",
-    "It {costs}.",
-    "It {family}.",
-    "It has {rating}.",
+SECOND_FORMS = (
+    "It <does>.",
+    "It <does> and <does>.",
+    "It is <where>.",
     "It is {rated} and {costs}.",
-    "It {family} and has {cost}.",
-    "It serves {dishes} and has {rating}.",
     "Customers {customers}.",
-    "Customers {customers} and it {costs}.",
+    "Customers {customers} and it <does>.",
     "{Guests}.",
     "{Guests} and the food is {food}.",
-    "Look for it {place}.",
+    "The food is {food} and it <does>.",
+    "Look for it <where>.",
     "You will see {landmark} from the window.",
     "Expect {cost} and {dishes}.",
-    "The food is {food} and it {costs}.",
 )
-SECOND_SHARE = 0.35  # of the texts have a second sentence
+SECOND_SHARE = 0.2  # of the texts have a second sentence
 SLOTS = {slot: (attribute, table) for attribute, slots in WORDINGS.items() for slot, table in slots.items()}
 ATTRIBUTES = tuple(WORDINGS)
 SLOT_PATTERN = re.compile(r"\{(\w+)\}")
+PART_PATTERN = re.compile(r"<(\w+)>")
 
 
 def _slot(name: str):
@@ -172,11 +172,34 @@ def attributes_of(frame: str) -> frozenset[str]:
     return frozenset(_slot(name)[0] for name in SLOT_PATTERN.findall(frame))
 
 
+def frames_of(form: str) -> tuple[str, ...]:
+    """The frames of a form: every choice of its parts that speaks of no attribute twice."""
+    part = PART_PATTERN.search(form)
+    if part is None:
+        return (form,) if len(SLOT_PATTERN.findall(form)) == len(attributes_of(form)) else ()
+    choices = PARTS[part[1].lower()]
+    if part[1][0].isupper():
+        choices = tuple(re.sub(r"\w", lambda letter: letter[0].upper(), choice, count=1) for choice in choices)
+    return tuple(frame for choice in choices for frame in frames_of(form.replace(part[0], choice, 1)))
+
+
+FIRST = {form: frames_of(form) for form in FIRST_FORMS}
+SECOND = {form: frames_of(form) for form in SECOND_FORMS}
+
+
+@cache
+def seconds_after(said: frozenset[str]) -> tuple[str, ...]:
+    """The second sentences that repeat none of the attributes `said`; each form as often as any other."""
+    free = [[frame for frame in frames if not attributes_of(frame) & said] for frames in SECOND.values()]
+    most = max(map(len, free))
+    return tuple(frame for frames in free if frames for frame in (frames * most)[:most])
+
+
 def write(rng: random.Random) -> tuple[str, str]:
     """Draws one example: its meaning (`attribute : value | ...`) and its text."""
-    frames = [rng.choice(FIRST)]
+    frames = [rng.choice(FIRST[rng.choice(FIRST_FORMS)])]
     if rng.random() < SECOND_SHARE:
-        frames.append(rng.choice([frame for frame in SECOND if not attributes_of(frame) & attributes_of(frames[0])]))
+        frames.append(rng.choice(seconds_after(attributes_of(frames[0]))))
     meaning = {}
 
     def word(match: re.Match) -> str:
@@ -215,14 +238,14 @@ def _meaning_of(frame: str, match: re.Match) -> dict[str, str]:
 
 def parse(text: str) -> dict[str, str] | None:
     """The meaning of a text (attribute -> value), or None where the grammar could not have written it."""
-    for first in FIRST:
+    for first in chain.from_iterable(FIRST.values()):
         start = _compiled(first).match(text)
         if start is None:
             continue
         meaning, rest = _meaning_of(first, start), text[start.end() :]
         if not rest:
             return meaning
-        for second in SECOND:
+        for second in chain.from_iterable(SECOND.values()):
             end = _compiled(second).fullmatch(rest[1:]) if rest[0] == " " else None
             if end and not attributes_of(second) & attributes_of(first):
                 return meaning | _meaning_of(second, end)
