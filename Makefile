@@ -10,7 +10,7 @@ demo: $(READY)
 	$(RUN) -m scripts.demo
 
 test: $(READY) lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow

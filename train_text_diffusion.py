@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import time
+from itertools import count
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from diffusion.training import checkpoint
 from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker
@@ -36,17 +37,29 @@ from scripts.options import Options
 from scripts.sample import sample
 
 
-def new_run_dir(options: Options, corpus_name: str) -> Path:
-    """The folder of a new run; raises UsageError where a run is in it already."""
+def check_output_dir(options: Options) -> None:
+    """Raises UsageError where --output_dir holds a run already."""
     chosen = options.run.output_dir
-    started = time.strftime("%Y-%m-%d_%H-%M-%S")
-    run_dir = Path(chosen) if chosen else Path(options.run.save_dir) / corpus_name / started
-    if (run_dir / "args.json").exists():
+    if chosen is not None and (Path(chosen) / "args.json").exists():
         raise UsageError(
-            f"{run_dir}: holds a run already; choose another --output_dir, or continue it with --resume_training "
-            f"--resume_dir {run_dir}"
+            f"{chosen}: holds a run already; choose another --output_dir, or continue it with --resume_training "
+            f"--resume_dir {chosen}"
         )
-    return run_dir
+
+
+def make_run_dir(options: Options, corpus_name: str) -> Path:
+    """Makes the folder of a new run: --output_dir, else <save_dir>/<corpus>/<time>, one that no other run has."""
+    if options.run.output_dir is not None:
+        run_dir = Path(options.run.output_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return run_dir
+    named = run_dir = Path(options.run.save_dir) / corpus_name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in count(2):
+        try:
+            run_dir.mkdir(parents=True)
+            return run_dir
+        except FileExistsError:  # the jobs of an array start in the same second
+            run_dir = named.with_name(f"{named.name}_{number}")
 
 
 def train(options: Options) -> None:
@@ -55,24 +68,24 @@ def train(options: Options) -> None:
     run_dir = Path(options.run.resume_dir) if resumed else None
     start = checkpoint.find_checkpoint(run_dir, options.run.milestone) if resumed else None
     corpus = check(options)
-    run_dir = run_dir or new_run_dir(options, corpus.name)
+    accelerator = Accelerator(  # chooses the device of this process, so it comes before the models
+        mixed_precision=options.training.mixed_precision,
+        gradient_accumulation_steps=options.training.gradient_accumulation_steps,
+    )
+    if accelerator.is_main_process and not resumed:
+        check_output_dir(options)
     codec = load_codec(options)
-    caches = {name: encode_split(options, codec, corpus, name) for name in ("train", "valid")}
-    if resumed:
-        statistics = LatentStatistics.load(run_dir / STATISTICS)
-    else:
-        statistics = fit_statistics(options, caches["train"])
-        run_dir.mkdir(parents=True, exist_ok=True)
-        options.save(run_dir)
+    with accelerator.main_process_first():  # the others find what the first one encoded
+        caches = {name: encode_split(options, codec, corpus, name) for name in ("train", "valid")}
+    statistics = LatentStatistics.load(run_dir / STATISTICS) if resumed else fit_statistics(options, caches["train"])
+    if accelerator.is_main_process and not resumed:
+        run_dir = make_run_dir(options, corpus.name)
         statistics.save(run_dir / STATISTICS)
+    (run_dir,) = broadcast_object_list([run_dir])
     system = build(options, corpus, codec, statistics)
     check_width(system, run_dir)
 
     set_seed(options.training.random_seed)  # dropout draws from the global generators
-    accelerator = Accelerator(
-        mixed_precision=options.training.mixed_precision,
-        gradient_accumulation_steps=options.training.gradient_accumulation_steps,
-    )
     trainer = Trainer(
         options.training,
         options.optim,
@@ -86,13 +99,16 @@ def train(options: Options) -> None:
     )
     if start is not None:
         trainer.resume(start)
-    parameters = sum(p.numel() for p in system.denoiser.parameters())
-    note(
-        f"{run_dir}: {parameters / 1e6:.1f} M parameters, {len(corpus.train):,} training texts, steps "
-        f"{trainer.step:,} to {options.training.num_train_steps:,} on {accelerator.device}"
-    )
+    if accelerator.is_main_process:
+        options.save(run_dir)  # of a resumed run too: what was changed holds from now on
+        parameters = sum(p.numel() for p in system.denoiser.parameters())
+        note(
+            f"{run_dir}: {parameters / 1e6:.1f} M parameters, {len(corpus.train):,} training texts, steps "
+            f"{trainer.step:,} to {options.training.num_train_steps:,} on {accelerator.device}"
+        )
     trainer.train()
-    note(f"done: {run_dir}")
+    if accelerator.is_main_process:
+        note(f"done: {run_dir}")
 
 
 def latent_data(system: System, cache, name: str) -> LatentData:
@@ -116,21 +132,19 @@ def evaluate_run(options: Options) -> None:
 
 
 def generate_data(options: Options) -> None:
-    """--gen_data: a CSV of (text, label) for each seed; the samples shared out evenly over the classes."""
+    """--gen_data: a CSV of (text, label) for each seed; with classes they take turns, so that all have their share."""
     system, _ = load_system(options)
     folder = Path(options.run.output_dir or options.run.resume_dir) / "synthetic"
     folder.mkdir(parents=True, exist_ok=True)
-    count, labels = options.run.num_samples, list(range(len(system.classes))) or [None]
-    shares = [count // len(labels) + (i < count % len(labels)) for i in range(len(labels))]
+    wanted, classes = options.run.num_samples, len(system.classes)
+    labels = [i % classes for i in range(wanted)] if classes else None
     for seed in TEST_SEEDS:
-        path = folder / f"synth_sample{count}_seed{seed}.csv"
+        samples = sample(system, wanted, seed, strategies=["beam"], labels=labels)
+        path = folder / f"synth_sample{wanted}_seed{seed}.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            for label, share in zip(labels, shares, strict=True):
-                if share:
-                    texts = sample(system, share, seed, strategies=["beam"], label=label).texts["beam"]
-                    writer.writerows([text, "" if label is None else system.classes[label]] for text in texts)
+            writer.writerows(zip(samples.texts["beam"], samples.labels, strict=True))  # a label None is left empty
         print(path, flush=True)
 
 

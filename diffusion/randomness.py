@@ -27,6 +27,13 @@ class SampleGenerators:
     def __len__(self) -> int:
         return len(self.generators)
 
+    def of(self, samples: Sequence[int], lengths: Iterable[int] | None = None) -> "SampleGenerators":
+        """The generators of some samples, going on where they are, for a batch of just these."""
+        chosen = SampleGenerators([])
+        chosen.generators = [self.generators[i] for i in samples]
+        chosen.lengths = None if lengths is None else [int(length) for length in lengths]
+        return chosen
+
     def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A CPU tensor of `shape` with row i = random(row shape) from generator i; ValueError if the shape misfits."""
         if len(shape) == 0 or shape[0] != len(self):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from latent_models.codec import ModelError
 from latent_models.seq2seq_codec import Seq2SeqCodec
 
 
@@ -46,16 +47,22 @@ class LatentCache:
 
 
 def encoded(codec: Seq2SeqCodec, texts: Sequence[str], folder: Path, name: str, batch_size: int = 64) -> LatentCache:
-    """The cache of `texts` under `folder`, built first where it is not there yet; a build cut short leaves nothing."""
+    """The cache of `texts` under `folder`, built first where it is not there yet; a build cut short leaves nothing.
+
+    Raises ModelError where what is there is damaged.
+    """
     key = hashlib.sha256(codec.fingerprint.encode())
     for text in texts:
         key.update(text.encode() + b"\0")
     place = folder / f"{name}-{key.hexdigest()[:16]}"
     if not place.is_dir():
         _build(codec, texts, place, name, batch_size)
-    meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
-    states = np.load(place / "states.npy", mmap_mode="r")
-    return LatentCache(states, np.load(place / "offsets.npy"), meta["truncated"])
+    try:
+        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+        states, offsets = np.load(place / "states.npy", mmap_mode="r"), np.load(place / "offsets.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelError(f"{place}: damaged ({error}); delete the folder, it is made anew") from error
+    return LatentCache(states, offsets, meta["truncated"])
 
 
 def _build(codec: Seq2SeqCodec, texts: Sequence[str], place: Path, name: str, batch_size: int) -> None:

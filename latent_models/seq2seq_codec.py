@@ -161,11 +161,17 @@ def token_accuracy(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], dec
     return hits / sum(map(len, wanted))
 
 
+ENCODING_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
 def _fingerprint(folder: Path, max_length: int) -> str:
-    """SHA-256 of everything that decides how texts are encoded."""
+    """SHA-256 of everything that decides how texts are encoded: max_length, weights and tokenizer with its settings."""
     digest = hashlib.sha256(f"max_length {max_length}".encode())
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".safetensors" or file.name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt"):
+        if file.suffix in (".safetensors", ".model") or file.name in ENCODING_FILES:
             with file.open("rb") as handle:
                 digest.update(file.name.encode() + hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()

@@ -59,7 +59,7 @@ class LatentStatistics:
     def lengths_at(self, u: Tensor) -> Tensor:
         """Lengths [B] at the quantiles u [B] in [0, 1) of the training lengths; u uniform draws from them."""
         cumulated = self.length_counts.double().cumsum(0) / self.length_counts.sum()
-        return torch.searchsorted(cumulated, u.double(), right=True).clamp(max=len(cumulated) - 1)
+        return torch.searchsorted(cumulated, u.double().contiguous(), right=True).clamp(max=len(cumulated) - 1)
 
     def save(self, path: Path) -> None:
         save_file({"mean": self.mean, "scale": self.scale, "length_counts": self.length_counts}, path)

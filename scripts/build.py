@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from diffusion.samplers import sampler_from_options
 from diffusion.schedules import time_grid
 from diffusion.training import checkpoint
 from diffusion.training.objective import Batch, Objective
-from latent_models.codec import ModelError, find_model, find_models
+from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus, Split, load_corpus
 from latent_models.latent_cache import LatentCache, encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec
@@ -81,13 +82,7 @@ class System:
     @cached_property
     def metric_models(self) -> tuple[LanguageModel | None, FeatureModel | None]:
         """Scorer and feature model, loaded once; None for a default one that is not on this machine."""
-        metrics = self.options.metrics
-        scorer_path, feature_path = metric_model_paths(self.options)
-        device = self.codec.device
-        scorer = LanguageModel(scorer_path, device) if scorer_path else None
-        if scorer and metrics.mauve_model == metrics.perplexity_model:
-            return scorer, scorer
-        return scorer, load_feature_model(feature_path, device) if feature_path else None
+        return load_metric_models(*metric_model_paths(self.options), self.codec.device)
 
     def suite(self, split: Split, seed: int) -> MetricSuite:
         """The metrics against the texts of a split, in an order drawn from `seed`."""
@@ -120,6 +115,25 @@ def metric_model_paths(options: Options) -> tuple[Path | None, Path | None]:
     return tuple(paths)
 
 
+def load_metric_models(
+    scorer_path: Path | None, feature_path: Path | None, device: torch.device
+) -> tuple[LanguageModel | None, FeatureModel | None]:
+    """Scorer and feature model; one that serves as both is loaded once."""
+    scorer = LanguageModel(scorer_path, device) if scorer_path else None
+    if scorer and feature_path == scorer_path:
+        return scorer, scorer
+    return scorer, load_feature_model(feature_path, device) if feature_path else None
+
+
+def check_writable(flag: str, folder: str | Path) -> None:
+    """Raises UsageError where `folder` is not there and cannot be made, or cannot be written to."""
+    there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"--{flag} {folder}: {there} is a file; expected a folder, or a place for one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--{flag} {folder}: {there} cannot be written to; choose another folder")
+
+
 def check(options: Options) -> Corpus:
     """Everything that can be found wrong before a model is loaded; returns the corpus."""
     corpus = load_corpus(options.data)
@@ -131,13 +145,20 @@ def check(options: Options) -> Corpus:
     time_grid(options.gaussian.timesteps, options.sampling.sampling_timesteps)
     if options.sampling.sampler != "ddim" and "ddim_sampling_eta" in options.given:
         raise UsageError("--ddim_sampling_eta belongs to --sampler ddim; leave it out")
-    find_models(options.codec.enc_dec_model)
-    if None in metric_model_paths(options):
-        missing = {options.metrics.perplexity_model, options.metrics.mauve_model}
-        note(
-            f"warning: {', '.join(sorted(missing))} not on this machine, so metrics that need it are left out; on a "
-            f"machine with internet run: python -m scripts.cache_models {' '.join(sorted(missing))}"
-        )
+    find_model(options.codec.enc_dec_model)
+    if options.run.output_dir is not None:
+        check_writable("output_dir", options.run.output_dir)
+    if options.run.mode in ("train", "resume_training"):
+        check_writable("save_dir", options.run.save_dir)
+    if options.run.mode != "gen_data":
+        names = (options.metrics.perplexity_model, options.metrics.mauve_model)
+        paths = metric_model_paths(options)
+        missing = sorted({name for name, path in zip(names, paths, strict=True) if path is None})
+        if missing:
+            note(
+                f"warning: {', '.join(missing)} not on this machine, so metrics that need it are left out; on a "
+                f"machine with internet run: python -m scripts.cache_models {' '.join(missing)}"
+            )
     return corpus
 
 

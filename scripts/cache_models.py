@@ -32,7 +32,7 @@ def cache(name: str, folder: Path) -> Path:
     except HFValidationError:
         raise UsageError(f"{name!r} is no model name; expected one such as facebook/bart-base") from None
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"{name}: cannot be fetched ({reason}); check the name and the connection") from None
     if not list(place.rglob("*.safetensors")):
         raise UsageError(f"{place}: the repository has no safetensors weights; expected a model saved as safetensors")

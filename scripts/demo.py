@@ -14,14 +14,14 @@ from offline_metrics import report
 from scripts.build import System, load_system, note
 from scripts.errors import run
 from scripts.evaluation import HUMAN, VALID_SEED, evaluate, write_rows
-from scripts.options import Options
+from scripts.options import Options, parse
 from train_text_diffusion import train
 
 COMMITTED = Path("pre_trained_models/diffusion-demo")  # the same command, trained for longer
 MODELS = "--dataset_name demo --enc_dec_model bart-demo --perplexity_model gpt2-demo --mauve_model gpt2-demo"
 RECIPE = (
     "--tx_dim 256 --tx_depth 4 --scale_shift --self_condition --disable_dropout --beta_schedule tan --tan_d 5 "
-    "--optimizer adamw --train_batch_size 64 --lr_warmup_steps 100 --learning_rate 1e-3 --ema_decay 0.998 "
+    "--train_batch_size 64 --lr_warmup_steps 50 --learning_rate 2e-3 "
     "--eval_batch_size 128 --sampling_timesteps 50 --num_samples 500"
 )
 STEPS = 900
@@ -46,6 +46,7 @@ def load(run_dir: Path) -> System:
 
 
 def main() -> None:
+    parse([], description=__doc__)  # it takes no options: whoever gives one is told so before the training
     started = time.monotonic()
     run_dir = Path("saved_models/demo") / time.strftime("%Y-%m-%d_%H-%M-%S")
     here, committed = trained_here(run_dir), load(COMMITTED)
@@ -63,7 +64,7 @@ def main() -> None:
     print("\n".join(f"  {text}" for text in texts))
     print(f"\n{report.table(rows, COLUMNS, human=HUMAN)}")
     done = time.monotonic()
-    print(f"trained in {trained - started:.0f} s, sampled and scored both in {done - trained:.0f} s; all of it: {run_dir}")
+    print(f"trained in {trained - started:.0f} s, sampled and scored both in {done - trained:.0f} s; all in {run_dir}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from diffusion.process import DiffusionError
 from latent_models.codec import ModelError
@@ -24,9 +25,16 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except USER_ERRORS as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _leave(str(error))
+    except OSError as error:  # a full disk, a folder without permission: nothing that we could foresee
+        if error.strerror is None:
+            raise
+        _leave(f"{error.filename or 'reading or writing failed'}: {error.strerror}; check the disk and permissions")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _leave(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(EXIT_USER_ERROR)

@@ -12,9 +12,8 @@ from typing import ClassVar, Literal
 from latent_models.codec import find_models
 from latent_models.corpora import DataOptions, load_corpus
 from offline_metrics import report
-from offline_metrics.language_model import LanguageModel, load_feature_model
 from offline_metrics.suite import MetricOptions, MetricSuite
-from scripts.build import EXTRA_METRICS, device, shuffled
+from scripts.build import EXTRA_METRICS, check_writable, device, load_metric_models, shuffled
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, VALID_SEED, write_rows
 from scripts.options import parse
@@ -37,21 +36,22 @@ class ScoringOptions:
 def main() -> None:
     scoring, data, metrics = parse([ScoringOptions, DataOptions, MetricOptions], description=__doc__)
     path = Path(scoring.samples)
+    if scoring.output_dir is not None:
+        check_writable("output_dir", scoring.output_dir)
     texts = read_texts(path)
     corpus = load_corpus(data)
     scorer_path, feature_path = find_models(metrics.perplexity_model, metrics.mauve_model)
     references = shuffled(getattr(corpus, scoring.split).texts, VALID_SEED)
     suite = MetricSuite(
         metrics,
-        LanguageModel(scorer_path, device()),
-        load_feature_model(feature_path, device()),
+        *load_metric_models(scorer_path, feature_path, device()),
         corpus.train.texts,
         references,
         EXTRA_METRICS.get(corpus.name),
     )
     rows = {HUMAN: suite.human_row(len(texts)), path.name: suite.score(texts)}
     print(report.table(rows, human=HUMAN))
-    if scoring.output_dir:
+    if scoring.output_dir is not None:
         write_rows(Path(scoring.output_dir), rows)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -42,7 +44,11 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, de
     argv = sys.argv[1:] if argv is None else list(argv)
     for flag in given_flags(argv) & REFUSED.keys():
         raise UsageError(f"--{flag} is refused: {REFUSED[flag]}")
-    *parsed, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        argv,
+        return_remaining_strings=True,
+        look_for_args_file=False,  # a file of flags lying beside the script must not change a run unseen
+    )
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]!r}; expected the flags that --help lists")
     return tuple(parsed)
@@ -86,6 +92,10 @@ class RunOptions:
             raise UsageError(f"--{chosen[0]} needs --resume_dir, the folder of a trained run")
         if self.resume_dir is not None and not chosen:
             raise UsageError(f"--resume_dir needs a mode: {', '.join('--' + mode for mode in MODES)}")
+        if self.milestone is not None and not chosen:
+            raise UsageError(f"--milestone {self.milestone}: is the checkpoint of a --resume_dir to load; leave it out")
+        if self.resume_training and self.output_dir is not None:
+            raise UsageError(f"--output_dir {self.output_dir}: a run goes on in its own folder; leave it out")
 
     @property
     def mode(self) -> str:
@@ -93,6 +103,7 @@ class RunOptions:
 
 
 MODES = ("eval", "eval_test", "gen_data", "resume_training")
+REMEMBERED = ("save_dir", "wandb_name", "num_samples")  # the rest of `run` concerns one call only
 
 
 @dataclass
@@ -114,16 +125,25 @@ class Options:
     def from_argv(cls, argv: Sequence[str] | None = None, description: str | None = None) -> Options:
         """The options of a command line; those of an earlier run where it names one with --resume_dir."""
         argv = sys.argv[1:] if argv is None else list(argv)
-        options = cls(*parse(GROUPS, argv, description), frozenset(given_flags(argv)))
+        return cls.from_groups(parse(GROUPS, argv, description), argv)
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Any], argv: Sequence[str]) -> Options:
+        """The same from the groups that `parse` made of `argv`, for a script with a group of its own beside them."""
+        options = cls(*groups, frozenset(given_flags(argv)))
         return options if options.run.resume_dir is None else options._on_top_of(Path(options.run.resume_dir))
 
     def flat(self) -> dict[str, Any]:
-        """Flag -> value, over all groups but `run`'s modes."""
-        groups = [getattr(self, name) for name in GROUP_NAMES]
-        return {key: value for group in groups for key, value in vars(group).items()}
+        """Flag -> value, over all groups; of `run` what is worth remembering."""
+        groups = [getattr(self, name) for name in GROUP_NAMES if name != "run"]
+        remembered = {key: getattr(self.run, key) for key in REMEMBERED}
+        return remembered | {key: value for group in groups for key, value in vars(group).items()}
 
     def save(self, run_dir: Path) -> None:
-        (run_dir / "args.json").write_text(json.dumps(self.flat(), indent=1) + "\n", encoding="utf-8")
+        """Writes args.json, whole or not at all: without it a run is lost."""
+        beside = run_dir / f".args.json.{os.getpid()}"
+        beside.write_text(json.dumps(self.flat(), indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, run_dir / "args.json")
 
     def _on_top_of(self, run_dir: Path) -> Options:
         """The run's own options but for the given flags; raises UsageError for one that says what the model is."""
@@ -132,7 +152,8 @@ class Options:
         for name, group_type in zip(GROUP_NAMES, GROUPS, strict=True):
             own = vars(getattr(self, name))
             if name == "run":
-                merged.append(self.run)
+                kept = {key: saved[key] for key in REMEMBERED if key in saved and key not in self.given}
+                merged.append(replace(self.run, **kept))
                 continue
             values = {}
             for key in (f.name for f in fields(group_type)):
@@ -141,10 +162,7 @@ class Options:
                     raise UsageError(f"--{key} {own[key]}: the run {run_dir} has {saved[key]!r}, which is fixed")
                 values[key] = own[key] if changed else saved.get(key, own[key])
             merged.append(group_type(**values))
-        options = Options(*merged, self.given)
-        for key in sorted({"save_dir", "wandb_name", "num_samples"} - self.given):
-            setattr(options.run, key, saved.get(key, getattr(options.run, key)))
-        return options
+        return Options(*merged, self.given)
 
 
 GROUPS = (
@@ -165,7 +183,31 @@ def _read_args(run_dir: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path}: cannot be read ({reason}); expected the folder of a run that train_text_diffusion.py wrote"
         ) from None
-    known = {f.name for group in GROUPS for f in fields(group)}
-    if not isinstance(saved, dict) or not saved.keys() <= known:
+    types = {f.name: get_type_hints(group)[f.name] for group in GROUPS for f in fields(group)}
+    if not isinstance(saved, dict) or not saved.keys() <= types.keys():
         raise UsageError(f"{path}: not the options of a run; expected a JSON object of the flags that --help lists")
+    for key, value in saved.items():
+        if not _fits(value, types[key]):
+            raise UsageError(
+                f"{path}: {key} is {json.dumps(value)}; expected {_name(types[key])}, as --help says; put it right"
+            )
     return saved
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is one that the flag could have had."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_args(kind):  # X | None
+        return any(_fits(value, each) for each in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
+def _name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_args(kind):
+        return " or ".join(map(_name, get_args(kind)))
+    return {str: "a string", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}[kind]

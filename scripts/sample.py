@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -20,9 +20,9 @@ from tqdm import tqdm
 from diffusion.guidance import Prediction
 from diffusion.randomness import SampleGenerators, sample_seeds, uniform
 from latent_models.seq2seq_codec import DECODING
-from scripts.build import System, load_system, note
+from scripts.build import System, check_writable, load_system, note
 from scripts.errors import UsageError, run
-from scripts.options import Options, parse
+from scripts.options import GROUPS, Options, parse
 
 DECODING_STREAM = 2**32  # added to a seed: decoding draws from other numbers than the latents
 
@@ -38,13 +38,17 @@ class Samples:
 
     def write(self, folder: Path) -> None:
         """One JSON-lines file for each strategy."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for strategy, texts in self.texts.items():
-            rows = zip(texts, self.labels, self.lengths, self.seeds, strict=True)
-            with (folder / f"{strategy}.jsonl").open("w", encoding="utf-8") as file:
-                for text, label, length, seed in rows:
-                    row = {"text": text, **({} if label is None else {"label": label}), "tokens": length, "seed": seed}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for strategy in self.texts:
+            self.write_strategy(strategy, folder / f"{strategy}.jsonl")
+
+    def write_strategy(self, strategy: str, path: Path) -> None:
+        """The texts of one strategy as JSON lines."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(self.texts[strategy], self.labels, self.lengths, self.seeds, strict=True)
+        with path.open("w", encoding="utf-8") as file:
+            for text, label, length, seed in rows:
+                row = {"text": text, **({} if label is None else {"label": label}), "tokens": length, "seed": seed}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_texts(path: Path) -> list[str]:
@@ -73,29 +77,32 @@ def _text_of(path: Path, number: int, line: str) -> str:
 
 @torch.no_grad()
 def sample(
-    system: System, count: int, seed: int, *, strategies: Iterable[str] = tuple(DECODING), label: int | None = None
+    system: System,
+    count: int,
+    seed: int,
+    *,
+    strategies: Iterable[str] = tuple(DECODING),
+    labels: Sequence[int] | None = None,
 ) -> Samples:
     """`count` texts by each strategy; sample i is a function of `seed` and i alone, whatever the batch size.
 
-    Lengths are drawn from the training lengths; labels from the training labels, unless `label` gives one for all.
+    Lengths are drawn from the training lengths; labels from the training labels, unless `labels` gives them.
     """
     device, batch_size = next(system.denoiser.parameters()).device, system.options.training.eval_batch_size
     seeds, decoding_seeds = (sample_seeds(s, 0, count) for s in (seed, seed + DECODING_STREAM))
     generators = SampleGenerators(seeds)
     u = uniform((count, 2), generators, dtype=torch.float64)
     lengths = system.statistics.lengths_at(u[:, 0])
-    labels = _labels(system, u[:, 1], label)
+    label = _drawn_labels(system, u[:, 1]) if labels is None else torch.tensor(labels)
     texts = {strategy: [""] * count for strategy in strategies}
     groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
     steps = len(groups) * (len(system.times) - 1)
     with tqdm(total=steps, desc=f"sample {count}", file=sys.stderr, mininterval=1.0) as bar:
         for group in groups:
-            own = SampleGenerators([])  # the same generators, after the draw of length and label
-            own.generators = [generators.generators[i] for i in group.tolist()]
-            own.lengths = lengths[group].tolist()
-            valid = (torch.arange(max(own.lengths)) < lengths[group][:, None]).to(device)
+            own = generators.of(group.tolist(), lengths[group].tolist())
+            valid = (torch.arange(int(lengths[group].max())) < lengths[group][:, None]).to(device)
             predict_x0 = Prediction(
-                system.process, system.denoiser, valid, None if labels is None else labels[group].to(device)
+                system.process, system.denoiser, valid, None if label is None else label[group].to(device)
             )
             x = system.process.prior((*valid.shape, len(system.statistics.mean)), own, device)
             x0 = system.sampler(
@@ -106,16 +113,14 @@ def sample(
                 decoded = system.codec.decode(states, valid, strategy, [decoding_seeds[i] for i in group.tolist()])
                 for i, text in zip(group.tolist(), decoded, strict=True):
                     texts[strategy][i] = text
-    names = [None] * count if labels is None else [system.classes[i] if i >= 0 else None for i in labels.tolist()]
+    names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
     return Samples(texts, seeds, lengths.tolist(), names)
 
 
-def _labels(system: System, u: torch.Tensor, label: int | None) -> torch.Tensor | None:
-    """Label index [B] at the quantiles u of the training labels, or `label` for all; None for unconditional models."""
+def _drawn_labels(system: System, u: torch.Tensor) -> torch.Tensor | None:
+    """Label index [B] at the quantiles u of the training labels; None for unconditional models."""
     if not system.classes:
         return None
-    if label is not None:
-        return torch.full(u.shape, label, dtype=torch.long)
     known = torch.from_numpy(system.label_ids(system.corpus.train.labels)).sort().values
     return known[(u * len(known)).long()]
 
@@ -133,11 +138,11 @@ class SampleOptions:
 
 
 def main() -> None:
-    argv = sys.argv[1:]
-    own_flags = {"--strategy", "--output_file"}
-    own = [token for i, token in enumerate(argv) if token in own_flags or (i and argv[i - 1] in own_flags)]
-    (output,) = parse([SampleOptions], own, __doc__)
-    options = Options.from_argv([*(t for t in argv if t not in own), "--gen_data"], __doc__)
+    argv = [*sys.argv[1:], "--gen_data"]
+    *groups, output = parse([*GROUPS, SampleOptions], argv, __doc__)
+    options = Options.from_groups(groups, argv)
+    if output.output_file is not None:
+        check_writable("output_file", Path(output.output_file).parent)
     system, step = load_system(options)
     note(f"{options.run.resume_dir}, step {step:,}")
     samples = sample(system, options.run.num_samples, options.training.random_seed, strategies=[output.strategy])
@@ -145,9 +150,7 @@ def main() -> None:
     if output.output_file is None:
         print("\n".join(texts))
     else:
-        Path(output.output_file).write_text(
-            "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8"
-        )
+        samples.write_strategy(output.strategy, Path(output.output_file))
 
 
 if __name__ == "__main__":

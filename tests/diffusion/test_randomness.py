@@ -77,3 +77,13 @@ def test_sample_seeds_are_stable_distinct_and_independent_of_batching():
     assert seeds[:2] == [3444837047, 3444837048]  # written down: samples of an old run must stay reproducible
     # Only the low 32 bits of a seed reach torch's CPU generator, so seeds must be distinct there.
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_some_samples_go_on_as_they_would_have_among_all():
+    alone, together = (SampleGenerators(sample_seeds(3, 0, 5)) for _ in range(2))
+    for generators in (alone, together):
+        uniform((5, 2), generators)
+    everyone = normal((5, 4, 3), together)
+    assert torch.equal(normal((2, 4, 3), alone.of([4, 1])), everyone[[4, 1]])
+    shorter = alone.of([0], lengths=[2])
+    assert torch.equal(normal((1, 4, 3), shorter)[0, 2:], torch.zeros(2, 3))

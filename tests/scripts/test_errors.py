@@ -1,0 +1,255 @@
+"""Wrong input ends in exit status 2 and one line that says what is wrong, and leaves nothing behind."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_text_diffusion
+from scripts import cache_models, demo, evaluate_samples, make_demo_corpus, sample
+from scripts.errors import USER_ERRORS, run
+from scripts.options import Options
+
+ROOT = Path(__file__).parents[2]
+METRICS = "--perplexity_model gpt2-demo --mauve_model gpt2-demo"
+SMALL = "--tx_dim 64 --tx_depth 1 --num_train_steps 2 --sampling_timesteps 2"
+
+
+@pytest.fixture
+def place(data_dir, tmp_path) -> dict[str, Path]:
+    """The folders that command lines name, `runs` not there yet."""
+    (tmp_path / "file").write_text("no folder")
+    return {"data": data_dir, "tmp": tmp_path, "runs": tmp_path / "runs", "file": tmp_path / "file"}
+
+
+@pytest.fixture
+def refused(call, place):
+    """refused(line, main) gives the one line in which the command complained; {runs}, {data} ... are put in."""
+
+    def complaint(line: str, main=train_text_diffusion.main) -> str:
+        outcome = call(main, line.format(**place))
+        assert outcome.status == 2
+        assert "Traceback" not in outcome.err
+        assert len(outcome.errors) == 1
+        assert outcome.err.splitlines()[-1] == outcome.errors[0]
+        assert not place["runs"].exists()
+        return outcome.errors[0]
+
+    return complaint
+
+
+TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_model bart-demo {METRICS} {SMALL} "
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    {
+        "--save_dir {runs}": "no dataset chosen; expected e2e .* roc .* set --dataset_name",
+        "--save_dir {runs} --dataset_name sst": "unknown dataset 'sst'; expected e2e",
+        "--save_dir {runs} --dataset_name demo --data_dir {file}": "unknown dataset 'demo'.*file.*Not a directory",
+        "--save_dir {runs} --dataset_name e2e --data_dir {data}": "e2e_data: no such folder",
+        "--save_dir {runs} --dataset_name roc --data_dir {file}": "ROCstory: cannot be listed",
+        TRAIN + "--tx_dim 100": "--tx_dim 100: expected a positive multiple of 64",
+        TRAIN + "--tx_di 64": "unknown argument '--tx_di'",
+        TRAIN + "--objective guess": "--objective.*'guess'.*pred_x0.*pred_noise.*pred_v",
+        TRAIN + "--num_samples 0": "--num_samples 0: expected at least 1",
+        TRAIN + "--train_batch_size -4": "--train_batch_size -4: expected at least 1",
+        TRAIN + "--num_train_steps 0": "--num_train_steps 0: expected at least 1",
+        TRAIN + "--learning_rate nan": "--learning_rate nan: expected a number above 0",
+        TRAIN + "--amp": "--amp is refused",
+        TRAIN + "--milestone 7": "--milestone 7",
+        TRAIN + "--sampling_timesteps 2000": "--sampling_timesteps 2000 must be between 1 and --timesteps",
+        TRAIN + "--sampler ancestral --ddim_sampling_eta 0": "--ddim_sampling_eta belongs to --sampler ddim",
+        TRAIN + "--class_conditional --label_field kind": "--class_conditional: no text of 'demo' has a label 'kind'",
+        TRAIN + "--dataset_name plain --class_conditional": "no text of 'plain' has a label",
+        TRAIN + "--save_dir {file}": "--save_dir .*file: .*is a file; expected a folder",
+        TRAIN + "--save_dir {file}/below": "--save_dir .*file/below: .*file is a file; expected a folder",
+        TRAIN + "--output_dir {file}": "--output_dir .*file: .*is a file; expected a folder",
+        TRAIN + "--eval": "--eval needs --resume_dir",
+        TRAIN + "--enc_dec_model no/such-bart": "no/such-bart.*run: python -m scripts.cache_models no/such-bart$",
+        TRAIN + "--enc_dec_model {tmp}": "not a model folder; expected a config.json",
+        TRAIN + "--enc_dec_model gpt2-demo": "gpt2-demo: cannot be used as encoder-decoder",
+        TRAIN + "--max_length 1000": r"has \d+ positions; expected --max_length of at most that",
+        TRAIN + "--perplexity_model no/scorer": "run: python -m scripts.cache_models no/scorer$",
+        TRAIN + "--mauve_model no/features": "run: python -m scripts.cache_models no/features$",
+        "--eval --resume_dir {file}": "file/args.json: cannot be read",
+        "--eval_test --resume_dir {tmp}/nowhere": "nowhere/args.json: cannot be read.*expected the folder of a run",
+        "--eval --gen_data --resume_dir {tmp}": "expected one mode at a time",
+    }.items(),
+)
+def test_a_wrong_command_line(refused, line, wanted):
+    assert re.search(wanted, refused(line))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "wanted"),
+    [
+        ("test.jsonl", None, r"test\.\*: no such file"),
+        ("train.jsonl", '{"text": "one"}\n{"text": \n', r"train\.jsonl:2: not JSON"),
+        ("train.jsonl", '{"text": "one"}\n["two"]\n', r"train\.jsonl:2: a JSON list, not an object"),
+        ("valid.jsonl", '{"words": "one"}\n', r"valid\.jsonl:1: no 'text'"),
+        ("valid.jsonl", '{"text": "one", "label": "a"}\n{"text": "two"}\n', r"valid\.jsonl:2: no 'label' here"),
+        ("test.jsonl", "", r"test\.jsonl: holds no text"),
+        ("test.jsonl", '{"text": " "}\n', r"test\.jsonl:1: empty 'text'"),
+        ("test.jsonl", b'{"text": "caf\xe9"}\n', r"test\.jsonl:1: invalid UTF-8"),
+    ],
+)
+def test_a_faulty_corpus_names_file_and_line(refused, tmp_path, file, content, wanted):
+    (tmp_path / "own").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "own" / f"{split}.jsonl").write_text('{"text": "A line of text."}\n')
+    if content is None:
+        (tmp_path / "own" / file).unlink()
+    else:
+        (tmp_path / "own" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert re.search(wanted, refused(TRAIN + f"--data_dir {tmp_path} --dataset_name own"))
+
+
+def test_an_output_dir_that_holds_a_run(refused, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "args.json").write_text("{}")
+    assert "old: holds a run already" in refused(TRAIN + "--output_dir {tmp}/old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["args.json"]
+
+
+@pytest.mark.parametrize("flag", ["save_dir", "output_dir"])
+def test_a_folder_without_permission(refused, tmp_path, monkeypatch, flag):
+    (tmp_path / "locked").mkdir()
+    # Whoever may do everything, as in containers, could write there all the same.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked")
+    assert f"--{flag} {tmp_path}/locked/new: {tmp_path}/locked cannot be written" in refused(
+        TRAIN + f"--{flag} {{tmp}}/locked/new"
+    )
+
+
+# A run folder that is not as it should be
+
+
+@pytest.fixture
+def run_dir(place) -> Path:
+    """A run that has no checkpoint yet."""
+    folder = place["tmp"] / "run"
+    folder.mkdir()
+    Options.from_argv(TRAIN.format(**place).split()).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["eval", "eval_test", "gen_data", "resume_training"])
+def test_a_run_without_a_checkpoint(refused, run_dir, mode):
+    message = refused(f"--{mode} --resume_dir {run_dir}")
+    assert re.search(r"run/checkpoints: expected a checkpoint \(found: none\)", message)
+    assert "expected a checkpoint of step 7" in refused(f"--{mode} --resume_dir {run_dir} --milestone 7")
+    assert [path.name for path in run_dir.iterdir()] == ["args.json"]
+
+
+def test_a_run_with_a_wrong_type_in_its_args(refused, run_dir):
+    saved = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps(saved | {"tx_depth": "one"}))
+    assert 'args.json: tx_depth is "one"; expected a whole number' in refused(f"--eval --resume_dir {run_dir}")
+
+
+def test_a_run_whose_model_flags_are_given_otherwise(refused, run_dir):
+    message = refused(f"--resume_training --resume_dir {run_dir} --tx_dim 128")
+    assert f"--tx_dim 128: the run {run_dir} has 64, which is fixed" in message
+
+
+def test_a_run_without_its_statistics(refused, run_dir):
+    (run_dir / "checkpoints" / "step_00000002").mkdir(parents=True)
+    assert "latent_statistics.safetensors: latent statistics cannot be read" in refused(
+        f"--gen_data --resume_dir {run_dir}"
+    )
+
+
+# The scripts beside the entry script
+
+
+@pytest.mark.parametrize(
+    ("main", "line", "wanted"),
+    [
+        (sample.main, "", "needs --resume_dir"),
+        (sample.main, "--resume_dir {tmp} --strategy best", "--strategy 'best' is not one of: beam, nucleus"),
+        (sample.main, "--resume_dir {tmp} --strategies beam", "unknown argument '--strategies'"),
+        (evaluate_samples.main, "--dataset_name demo", "--samples None: expected a file"),
+        (evaluate_samples.main, "--samples {tmp}/none.txt --dataset_name demo", "none.txt: cannot be read"),
+        (evaluate_samples.main, "--samples {tmp}/bad.jsonl --dataset_name demo", r"bad\.jsonl:2: not a sample"),
+        (evaluate_samples.main, "--samples {tmp}/empty.txt --dataset_name demo", "empty.txt: holds no samples"),
+        (evaluate_samples.main, "--samples {tmp}/good.txt --dataset_name no", "unknown dataset 'no'"),
+        (
+            evaluate_samples.main,
+            "--samples {tmp}/good.txt --dataset_name demo --mauve_model no/such --perplexity_model gpt2-demo",
+            "run: python -m scripts.cache_models no/such$",
+        ),
+        (evaluate_samples.main, "--samples {tmp}/good.txt --output_dir {file}", "--output_dir .*is a file"),
+        (make_demo_corpus.main, "--seed 3", "unknown argument '--seed'"),
+        (demo.main, "--steps 3", "unknown argument '--steps'"),
+    ],
+)
+def test_a_wrong_command_line_of_another_script(refused, tmp_path, main, line, wanted):
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n{"words": "bad"}\n')
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "good.txt").write_text("A text.\n")
+    assert re.search(wanted, refused(line, main))
+
+
+def test_caching_where_there_is_no_network_says_so(refused, monkeypatch):
+    def no_network(*args, **settings):
+        raise OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    message = refused("some/model --output_dir {tmp}/models", cache_models.main)
+    assert "some/model: cannot be fetched (OSError)" in message
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE=1 is set" in refused("some/model --output_dir {tmp}/models", cache_models.main)
+
+
+# What becomes of an exception
+
+
+@pytest.mark.parametrize("kind", USER_ERRORS)
+def test_every_kind_of_user_error_is_one_line(call, kind):
+    def main():
+        raise kind("what is wrong\n  and   where")
+
+    assert call(main) == (2, "", "error: what is wrong and where\n")
+
+
+def test_what_the_disk_refuses_is_one_line(call):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/states.npy")
+
+    status, _, err = call(full)
+    assert (status, err) == (2, "error: /runs/states.npy: No space left on device; check the disk and permissions\n")
+
+
+def test_interruption_has_its_own_status(call):
+    def main():
+        raise KeyboardInterrupt
+
+    assert call(main) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("bug", [ValueError("shape"), OSError("no number")])
+def test_a_bug_keeps_its_traceback(bug):
+    def main():
+        raise bug
+
+    with pytest.raises(type(bug)):
+        run(main)
+
+
+def test_the_entry_script_itself(tmp_path):
+    """In a process of its own, as users start it."""
+    line = f"--dataset_name demo --enc_dec_model no/such-bart --save_dir {tmp_path / 'runs'}"
+    done = subprocess.run(
+        [sys.executable, "train_text_diffusion.py", *line.split()], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: .*no/such-bart.*python -m scripts\.cache_models no/such-bart\n", done.stderr)
+    assert not (tmp_path / "runs").exists()
