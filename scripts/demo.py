@@ -20,9 +20,9 @@ from train_text_diffusion import train
 COMMITTED = Path("pre_trained_models/diffusion-demo")  # the same command, trained for longer
 MODELS = "--dataset_name demo --enc_dec_model bart-demo --perplexity_model gpt2-demo --mauve_model gpt2-demo"
 RECIPE = (
-    "--tx_dim 256 --tx_depth 4 --scale_shift --self_condition --disable_dropout --beta_schedule tan --tan_d 5 "
+    "--tx_dim 192 --tx_depth 4 --scale_shift --self_condition --disable_dropout --beta_schedule tan --tan_d 5 "
     "--train_batch_size 64 --lr_warmup_steps 50 --learning_rate 2e-3 "
-    "--eval_batch_size 128 --sampling_timesteps 50 --num_samples 500"
+    "--eval_batch_size 128 --sampling_timesteps 20 --num_samples 500"
 )
 STEPS = 900
 SAMPLES_SHOWN = 10

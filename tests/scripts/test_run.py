@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.statistics import LatentStatistics
-from scripts import evaluate_samples
+from scripts import evaluate_samples, export_run
 from scripts import sample as sample_script
 from scripts.build import LatentData, build, check, encode_split, load_codec, load_system
 from scripts.demo_grammar import parse
@@ -451,6 +451,23 @@ def test_sampled_texts_can_be_scored_by_themselves(labelled, call, data_dir, tmp
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert scores.keys() == {"human", "16.jsonl"}
     assert scores["16.jsonl"]["texts"] == 16
+
+
+def test_an_exported_run_is_small_and_samples_like_the_run(plain, call, tmp_path):
+    run_dir = plain[0]
+    target = tmp_path / "shared"
+    outcome = call(export_run.main, f"--run {run_dir} --output_dir {target}")
+    assert outcome.status == 0, outcome.err
+    folders = [folder / "checkpoints" for folder in (run_dir, target)]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*.safetensors")) for folder in folders]
+    assert sizes[1] < sizes[0] / 4
+    own, exported = loaded(run_dir), loaded(target)
+    for ours, theirs in zip(own.denoiser.parameters(), exported.denoiser.parameters(), strict=True):
+        assert theirs.dtype == torch.float32
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+    assert call(export_run.main, f"--run {run_dir} --output_dir {target}").errors
+    outcome = call(main, f"--resume_training --resume_dir {target}")
+    assert outcome.status == 2 and len(outcome.errors) == 1, outcome.err
 
 
 def test_the_slice_of_the_demo_corpus_has_the_labels_its_grammar_says(data_dir):

@@ -1,0 +1,56 @@
+"""Copies what sampling needs of a run into a small folder to share: options, statistics, averaged weights, the log.
+
+    python -m scripts.export_run --run RUN --output_dir FOLDER
+
+The folder works wherever a run folder does, except that training cannot be resumed from it. Weights are stored in half
+precision, half the size of the run's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from safetensors.torch import save_file
+
+from diffusion.training import checkpoint
+from scripts.build import STATISTICS, check_writable
+from scripts.errors import UsageError, run
+from scripts.options import parse
+
+
+@dataclass
+class ExportOptions:
+    _argument_group_name: ClassVar[str] = "export"
+
+    run: str | None = field(default=None, metadata={"help": "the run folder to copy from"})
+    output_dir: str | None = field(default=None, metadata={"help": "a new folder"})
+
+    def __post_init__(self):
+        if self.run is None or self.output_dir is None:
+            raise UsageError("expected --run, the folder to copy from, and --output_dir, a new folder")
+        if Path(self.output_dir).exists():
+            raise UsageError(f"--output_dir {self.output_dir}: is there already; expected a new folder")
+
+
+def main() -> None:
+    (options,) = parse([ExportOptions], description=__doc__)
+    source, target = Path(options.run), Path(options.output_dir)
+    newest = checkpoint.find_checkpoint(source)
+    check_writable("output_dir", target)
+    (target / checkpoint.FOLDER / newest.name).mkdir(parents=True)
+    wanted = [Path(name) for name in ("args.json", STATISTICS, "metrics.jsonl")]
+    wanted.append(newest.relative_to(source) / "state.json")
+    for path in wanted:
+        shutil.copyfile(source / path, target / path)
+    (weights,), _ = checkpoint.load(newest, "ema")
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    save_file(halves, target / newest.relative_to(source) / "ema.safetensors")
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
+    print(f"{target}: step {checkpoint.step_of(newest):,}, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

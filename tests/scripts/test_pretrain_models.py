@@ -1,0 +1,67 @@
+"""Pretraining from scratch: tokenizers write every text back, models load where users load them."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from latent_models.seq2seq_codec import Seq2SeqCodec
+from offline_metrics.language_model import LanguageModel
+from scripts import pretrain_models
+
+
+@pytest.fixture(scope="module")
+def models(call, data_dir, tmp_path_factory):
+    """The folders of a BART and a GPT-2 trained for a few steps."""
+    place = tmp_path_factory.mktemp("models")
+    line = (
+        f"--dataset_name plain --data_dir {data_dir} --output_dir {place} --width 32 --depth 1 --gpt2_width 32 "
+        "--gpt2_depth 1 --bart_steps 30 --gpt2_steps 30 --vocab_size 400 --batch_size 16"
+    )
+    outcome = call(pretrain_models.main, line)
+    assert outcome.status == 0, outcome.err
+    return place / "bart-plain", place / "gpt2-plain"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_tokenizers_write_every_text_back(models, which):
+    tokenizer = AutoTokenizer.from_pretrained(models[which])
+    for text in ("The Red Door is a café.", "never seen: Ünïcödé ✓ 漢字", "two  spaces, and\ttabs"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+
+
+def test_the_bart_is_a_codec_with_the_published_special_tokens(models):
+    codec = Seq2SeqCodec.load(models[0], max_length=32)
+    ids = codec.tokenizer(["A pub."])["input_ids"][0]
+    assert (ids[0], ids[-1], codec.tokenizer.pad_token_id, codec.tokenizer.mask_token_id) == (0, 2, 1, 4)
+    assert codec.encode(["A pub.", "A very cheap pub."]).x0.shape[2] == codec.width == 32
+
+
+def test_the_gpt2_scores_texts(models):
+    nll, tokens = LanguageModel(models[1]).nll(["A pub.", "A cheap pub."])
+    assert (nll > 0).all() and (tokens > 0).all()
+
+
+def test_training_lowers_the_loss_and_the_card_says_how_to_rebuild(models):
+    for folder in models:
+        log = pretrain_models.json.loads((folder / "training.json").read_text())["log"]
+        assert log[-1]["step"] == 30
+        card = (folder / "README.md").read_text()
+        assert "python -m scripts.pretrain_models" in card and "MB" in card
+    assert "held out token accuracy" in (models[0] / "README.md").read_text()
+
+
+def test_a_second_training_gives_the_same_weights(call, data_dir, tmp_path, models):
+    line = (
+        f"--dataset_name plain --data_dir {data_dir} --output_dir {tmp_path} --width 32 --depth 1 --models bart "
+        "--bart_steps 30 --vocab_size 400 --batch_size 16"
+    )
+    assert call(pretrain_models.main, line).status == 0
+    first, second = (Seq2SeqCodec.load(folder).model.state_dict() for folder in (models[0], tmp_path / "bart-plain"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("flag", ["--width 33", "--bart_steps 0", "--models t5", "--vocab_size -1"])
+def test_wrong_options_are_one_line(call, data_dir, flag):
+    outcome = call(pretrain_models.main, f"--dataset_name plain --data_dir {data_dir} {flag}")
+    assert outcome.status == 2 and len(outcome.errors) == 1
