@@ -21,10 +21,10 @@ COMMITTED = Path("pre_trained_models/diffusion-demo")  # the same command, train
 MODELS = "--dataset_name demo --enc_dec_model bart-demo --perplexity_model gpt2-demo --mauve_model gpt2-demo"
 RECIPE = (
     "--tx_dim 192 --tx_depth 4 --scale_shift --self_condition --disable_dropout --beta_schedule tan --tan_d 5 "
-    "--train_batch_size 64 --lr_warmup_steps 50 --learning_rate 2e-3 "
-    "--eval_batch_size 128 --sampling_timesteps 20 --num_samples 500"
+    "--train_batch_size 64 --lr_warmup_steps 50 --learning_rate 2e-3 --eval_batch_size 128"
 )
-STEPS = 750
+SAMPLING = "--sampling_timesteps 50 --num_samples 500"
+STEPS = 1200
 SAMPLES_SHOWN = 10
 COLUMNS = (
     "acceptance", "perplexity", "corpus_perplexity", "mauve", "mauve_train", "diversity", "rep_4", "memorization",
@@ -34,13 +34,13 @@ COLUMNS = (
 
 def trained_here(run_dir: Path) -> System:
     """Trains the demo model into `run_dir`."""
-    argv = f"{MODELS} {RECIPE} --num_train_steps {STEPS} --output_dir {run_dir}".split()
+    argv = f"{MODELS} {RECIPE} {SAMPLING} --num_train_steps {STEPS} --output_dir {run_dir}".split()
     train(Options.from_argv(argv))
     return load(run_dir)
 
 
 def load(run_dir: Path) -> System:
-    system, step = load_system(Options.from_argv(["--gen_data", "--resume_dir", str(run_dir)]))
+    system, step = load_system(Options.from_argv(f"--gen_data --resume_dir {run_dir} {SAMPLING}".split()))
     note(f"{run_dir}: step {step:,}")
     return system
 
