@@ -26,8 +26,13 @@ class Encoded:
 
 
 class Codec(Protocol):
-    def encode(self, texts: Sequence[str]) -> Encoded: ...
-    def decode(self, x0: Tensor, valid: Tensor, strategy: str) -> list[str]: ...
+    """Text <-> x0."""
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The texts as one padded batch."""
+
+    def decode(self, x0: Tensor, valid: Tensor, strategy: str, seeds: Sequence[int] | None = None) -> list[str]:
+        """One text a row; a strategy that draws takes one seed a row."""
 
 
 MODELS_DIR = Path("pre_trained_models")
