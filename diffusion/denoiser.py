@@ -1,19 +1,20 @@
-"""The trunk that every method shares: an x-transformers encoder that sees noisy x, the time and a condition.
+"""The trunk that every method shares: an x-transformers stack that sees noisy x, the time and a condition.
 
-B batch, L positions, D latent width, W trunk width (`tx_dim`), C classes.
+B batch, L positions, D latent width, V vocabulary, W trunk width (`tx_dim`), C classes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from x_transformers import Encoder
+from torch.nn.functional import pad
+from x_transformers import Decoder, Encoder
 
-from diffusion.process import DiffusionError
+from diffusion.process import DiffusionError, check_choices
 
 HEAD_DIM = 64
 
@@ -30,12 +31,28 @@ class DenoiserOptions:
     disable_dropout: bool = field(default=False, metadata={"help": "no dropout (else 0.1)"})
     self_condition: bool = field(default=False, metadata={"help": "feed the previous estimate of x0 back in"})
     class_conditional: bool = field(default=False, metadata={"help": "the trunk is told the class label of a text"})
+    time_input: Literal["default", "none", "input", "token", "layerwise"] = field(
+        default="default",
+        metadata={
+            "help": "how the trunk is told the time: not at all, added to the input, as one more position, or in every "
+            "layer (which is what --scale_shift does); default: as suits the method"
+        },
+    )
 
     def __post_init__(self):
+        check_choices(self)
         if self.tx_dim < 1 or self.tx_dim % HEAD_DIM:
             raise DiffusionError(f"--tx_dim {self.tx_dim}: expected a positive multiple of {HEAD_DIM}, the head size")
         if self.tx_depth < 1:
             raise DiffusionError(f"--tx_depth {self.tx_depth}: expected at least 1")
+        if self.scale_shift and self.time_input not in ("default", "layerwise"):
+            raise DiffusionError(f"--time_input {self.time_input} contradicts --scale_shift: leave out one of the two")
+
+    def chosen_time_input(self, usual: str = "input") -> str:
+        """How the time enters, for a method that tells it in the `usual` way."""
+        if self.time_input != "default":
+            return self.time_input
+        return "layerwise" if self.scale_shift and usual != "none" else usual
 
 
 class TimeEmbedding(nn.Module):
@@ -53,23 +70,19 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
-class LatentDenoiser(nn.Module):
-    """Trunk with a latent head: (xt [B, L, D], t [B], valid [B, L]) -> [B, L, D], exactly 0 before training.
+class Denoiser(nn.Module):
+    """Trunk and conditioning; what is read and written is left to the heads below."""
 
-    `x0_prev` [B, L, D] is the estimate to condition on, position by position (Chen et al. 2022, arXiv:2208.04202);
-    zeros stand for none. `label` [B] in 0..C-1, or -1 for no label, joins the time embedding.
-    """
-
-    def __init__(self, latent_dim: int, options: DenoiserOptions, classes: int = 0):
+    def __init__(self, options: DenoiserOptions, classes: int, time_input: str, stack: type = Encoder):
         super().__init__()
         width = options.tx_dim
         dropout = 0.0 if options.disable_dropout else 0.1
+        self.time_input = time_input
         self.self_condition = options.self_condition
-        self.time = TimeEmbedding(width)
+        self.time = None if time_input == "none" else TimeEmbedding(width)
         self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no label"
-        self.read = nn.Linear(2 * latent_dim if options.self_condition else latent_dim, width)
-        self.scale_shift = options.scale_shift
-        self.trunk = Encoder(
+        self.adaptive = time_input == "layerwise"
+        self.trunk = stack(
             dim=width,
             depth=options.tx_depth,
             heads=width // HEAD_DIM,
@@ -80,22 +93,106 @@ class LatentDenoiser(nn.Module):
             ff_glu=True,
             rotary_pos_emb=True,
             **({"use_adaptive_layernorm": True, "use_adaptive_layerscale": True, "dim_condition": width}
-               if options.scale_shift else {}),
+               if self.adaptive else {}),
         )  # fmt: skip
-        self.write = nn.Linear(width, latent_dim)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
+
+    def run(
+        self, h: Tensor, t: Tensor, valid: Tensor | None, label: Tensor | None, **trunk: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The trunk on embedded positions h [B, L, W], told time and label; further arguments go to the trunk."""
+        condition = self._condition(t, label)
+        if self.time_input == "token":
+            h = torch.cat([condition[:, None], h], dim=1)
+            return self.trunk(h, mask=pad(valid, (1, 0), value=True))[:, 1:]
+        if condition is not None:
+            h = h + condition[:, None]
+        return self.trunk(h, mask=valid, **({"condition": condition} if self.adaptive else {}), **trunk)
+
+    def _condition(self, t: Tensor, label: Tensor | None) -> Tensor | None:
+        condition = None if self.time is None else self.time(t)
+        if self.label is None:
+            return condition
+        none = self.label.num_embeddings - 1
+        label = torch.full_like(t, none, dtype=torch.long) if label is None else label.where(label >= 0, none)
+        return self.label(label) if condition is None else condition + self.label(label)
+
+
+class LatentDenoiser(Denoiser):
+    """Trunk with a latent head: (xt [B, L, D], t [B], valid [B, L]) -> [B, L, D], exactly 0 before training.
+
+    `x0_prev` [B, L, D] is the estimate to condition on, position by position (Chen et al. 2022, arXiv:2208.04202);
+    zeros stand for none. `label` [B] in 0..C-1, or -1 for no label, joins the time embedding.
+    """
+
+    def __init__(self, latent_dim: int, options: DenoiserOptions, classes: int = 0):
+        super().__init__(options, classes, options.chosen_time_input())
+        self.read = nn.Linear(2 * latent_dim if options.self_condition else latent_dim, options.tx_dim)
+        self.write = _silent(nn.Linear(options.tx_dim, latent_dim))
 
     def forward(
         self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:
-        condition = self.time(t)
-        if self.label is not None:
-            none = self.label.num_embeddings - 1
-            label = torch.full_like(t, none, dtype=torch.long) if label is None else label.where(label >= 0, none)
-            condition = condition + self.label(label)
         if self.self_condition:
             xt = torch.cat([xt, torch.zeros_like(xt) if x0_prev is None else x0_prev], dim=-1)
-        h = self.read(xt) + condition[:, None]
-        h = self.trunk(h, mask=valid, **({"condition": condition} if self.scale_shift else {}))
-        return self.write(h)
+        return self.write(self.run(self.read(xt), t, valid, label))
+
+
+class TokenDenoiser(Denoiser):
+    """Trunk with a token head: (xt [B, L] ids, t [B], valid [B, L]) -> logits [B, L, V], all 0 before training."""
+
+    def __init__(self, vocab_size: int, options: DenoiserOptions, classes: int = 0, time_input: str = "input"):
+        super().__init__(options, classes, options.chosen_time_input(time_input))
+        self.read = _embedding(vocab_size, options.tx_dim)
+        self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
+
+    def forward(
+        self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        return self.write(self.run(self.read(xt), t, valid, label))
+
+
+class CausalDenoiser(Denoiser):
+    """The trunk reading from left to right: logits [B, L, V] at position i see the tokens before i only.
+
+    The input is shifted by one in here, a learnt vector standing at the first position; the time is not used.
+    """
+
+    def __init__(self, vocab_size: int, options: DenoiserOptions, classes: int = 0):
+        super().__init__(options, classes, "none", Decoder)
+        self.start = nn.Parameter(0.02 * torch.randn(options.tx_dim))
+        self.read = _embedding(vocab_size, options.tx_dim)
+        self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
+
+    def forward(
+        self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        # Padding stands to the right of all that counts, where causal attention does not look: no `valid` is needed.
+        h = torch.cat([self._started(len(xt)), self._read(xt[:, :-1])], dim=1)
+        return self.write(self.run(h, t, None, label))
+
+    def next(self, written: Tensor, cache: Any, label: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Logits [B, V] of the position after the `written` ids [B, i], and the cache for the call that follows.
+
+        `cache` is what the call before returned, with one id less (None for i = 0).
+        """
+        h = self._read(written[:, -1:]) if written.shape[1] else self._started(len(written))
+        h, cache = self.run(h, h.new_zeros(len(h)), None, label, cache=cache, return_hiddens=True)
+        return self.write(h[:, -1]), cache
+
+    def _started(self, batch: int) -> Tensor:
+        return self.start.expand(batch, 1, -1)
+
+    def _read(self, ids: Tensor) -> Tensor:
+        return self.read(ids.clamp(min=0))  # positions not yet written are -1; causal attention never shows them
+
+
+def _embedding(vocab_size: int, width: int) -> nn.Embedding:
+    embedding = nn.Embedding(vocab_size, width)
+    nn.init.normal_(embedding.weight, std=0.02)
+    return embedding
+
+
+def _silent(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion.process import DiffusionError, check_choices
 from diffusion.randomness import Randomness, normal
-from diffusion.schedules import BETA_SCHEDULES, MAX_TIMESTEPS, NoiseSchedule
+from diffusion.schedules import BETA_SCHEDULES, MAX_TIMESTEPS, NoiseSchedule, step_times, time_grid
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
@@ -46,7 +46,9 @@ class GaussianOptions:
         default=0.0, metadata={"help": "Weigh the loss by (k + snr)^-gamma; 0 weighs all times the same."}
     )
     p2_loss_weight_k: float = field(default=1.0, metadata={"help": "k of --p2_loss_weight_gamma."})
-    timesteps: int = field(default=1000, metadata={"help": "Number of diffusion steps T."})
+    timesteps: int = field(
+        default=1000, metadata={"help": "Number of diffusion steps T, of every method that has steps."}
+    )
 
     def __post_init__(self):
         check_choices(self)
@@ -105,6 +107,19 @@ class GaussianProcess:
             p2_gamma=options.p2_loss_weight_gamma,
             p2_k=options.p2_loss_weight_k,
         )
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of steps."""
+        return self.schedule.timesteps
+
+    def times(self, u: Tensor, T_k: int) -> Tensor:
+        """Training times [B] among the first T_k steps."""
+        return step_times(u, self.timesteps, T_k)
+
+    def grid(self, sampling_timesteps: int) -> list[float]:
+        """S + 1 of the T steps' times, from 1 to 0."""
+        return time_grid(self.timesteps, sampling_timesteps)
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """alpha_bar(t) [B] in float64: the share of signal variance in x_t."""

@@ -1,15 +1,30 @@
 """Wrappers that turn a denoiser into predict_x0(xt, t), the only thing a sampler sees.
 
-B batch, L positions, D latent width.
+Each has `rows(index)`, the same for some of its samples. B batch, L positions, D latent width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from diffusion.process import Process
+
+
+class Predictor(Protocol):
+    """predict_x0 of a batch of samples."""
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        """What `process.denoised` makes of the network's output for xt at t [B]."""
+
+    def rows(self, index: Tensor) -> Predictor:
+        """The predictor of some samples [b]."""
+
+    def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """log p [B, V] of the position after the `written` ids [B, i], for a causal denoiser; and its cache."""
 
 
 @dataclass
@@ -23,8 +38,82 @@ class Prediction:
     x0_prev: Tensor | None = field(default=None, init=False)
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """x0_hat [B, L, D] for xt [B, L, D] at t [B]."""
+        """x0_hat [B, L, D] for xt [B, L, D] at t [B]; for tokens [B, L, V]."""
         output = self.denoiser(xt, t, self.valid, x0_prev=self.x0_prev, label=self.label)
-        x0_hat = self.process.denoised(output.to(xt.dtype), xt, t)
+        x0_hat = self.process.denoised(output.to(xt.dtype) if xt.is_floating_point() else output, xt, t)
         self.x0_prev = x0_hat if self.denoiser.self_condition else None
         return x0_hat
+
+    def rows(self, index: Tensor) -> Prediction:
+        """The same for some samples, without an estimate fed back."""
+        label = None if self.label is None else self.label[index]
+        return Prediction(self.process, self.denoiser, self.valid[index], label)
+
+    def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """log p [B, V] of the position after the `written` ids [B, i], and the denoiser's cache."""
+        logits, cache = self.denoiser.next(written, cache, self.label)
+        return self.process.denoised(logits, written, logits.new_zeros(len(logits))), cache
+
+
+@dataclass
+class Tempered:
+    """p(x0) sharpened position by position: to the power 1 / temperature, then cut to its likeliest part.
+
+    top_p keeps the smallest set of tokens with that probability (Holtzman et al. 2020, arXiv:1904.09751), top_k a
+    number of tokens. For predictions that are log-probabilities.
+    """
+
+    predict_x0: Predictor
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        return self._sharpened(self.predict_x0(xt, t))
+
+    def rows(self, index: Tensor) -> Tempered:
+        return Tempered(self.predict_x0.rows(index), self.temperature, self.top_p, self.top_k)
+
+    def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        log_p, cache = self.predict_x0.next(written, cache)
+        return self._sharpened(log_p), cache
+
+    def _sharpened(self, log_p: Tensor) -> Tensor:
+        log_p = (log_p / self.temperature).log_softmax(-1)
+        if self.top_k:
+            least = log_p.topk(min(self.top_k, log_p.shape[-1])).values[..., -1:]
+            log_p = log_p.masked_fill(log_p < least, -torch.inf).log_softmax(-1)
+        if self.top_p < 1:
+            ordered, order = log_p.sort(descending=True, dim=-1)
+            before = ordered.exp().cumsum(-1) - ordered.exp()  # probability of what is likelier
+            dropped = (before >= self.top_p).scatter(-1, order, before >= self.top_p)
+            log_p = log_p.masked_fill(dropped, -torch.inf).log_softmax(-1)
+        return log_p
+
+
+@dataclass
+class Clamped:
+    """Holds the positions that are not `free` [B, L] at `known`, whatever the method: infilling, prefix, source.
+
+    Tokens: the denoiser always sees the known ones. Latents: the estimate of x0 is put right, so that the position
+    follows the path on which its known value is noised, as the denoiser saw it in training.
+    """
+
+    predict_x0: Predictor
+    known: Tensor  # [B, L] ids or [B, L, D]
+    free: Tensor
+
+    def hold(self, x: Tensor) -> Tensor:
+        """x with the known positions put back."""
+        return torch.where(self.free.view(*self.free.shape, *[1] * (x.ndim - 2)), x, self.known)
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+        if self.known.is_floating_point():
+            return self.hold(self.predict_x0(xt, t))
+        return self.predict_x0(self.hold(xt), t)
+
+    def rows(self, index: Tensor) -> Clamped:
+        return Clamped(self.predict_x0.rows(index), self.known[index], self.free[index])
+
+    def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        return self.predict_x0.next(written, cache)

@@ -2,9 +2,10 @@
 
 Time t [B] is in [0, 1]: 0 is data, 1 is the prior. A process with T discrete steps and 0-based index i has
 t = (i + 1) / T. Time is an argument of every method, so a process holds no state that changes during a run.
-Legend: B batch, L positions, D latent width, V vocabulary.
+Legend: B batch, L positions, D latent width, V vocabulary (the absorbing token counted, where there is one).
 """
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
@@ -22,6 +23,14 @@ class DiffusionError(Exception):
 class Process(Protocol):
     """A corruption, its reverse step and its loss; x is [B, L, D] float or [B, L] token ids, t and s are [B]."""
 
+    timesteps: int  # T, the steps that times are drawn from in training and that T-range annealing counts
+
+    def times(self, u: Tensor, T_k: int) -> Tensor:
+        """Training times t [B] in the first T_k of the T steps, at u [B] in [0, 1): u uniform draws them."""
+
+    def grid(self, sampling_timesteps: int) -> list[float]:
+        """S + 1 decreasing times from 1 to 0 for sampling; DiffusionError where the process has no such grid."""
+
     def prior(self, shape: tuple[int, ...], generator: Randomness, device: Any = None) -> Tensor:
         """x at t = 1, of the given shape."""
 
@@ -29,13 +38,31 @@ class Process(Protocol):
         """x_t ~ q(x_t | x_0), shaped as x0."""
 
     def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """What the network output says of x0: E[x0] as [B, L, D], or p(x0) as [B, L, V]."""
+        """What the network output says of x0: E[x0] as [B, L, D]; for tokens log p(x0), or SEDD's log-score, [B, L, V].
+        """
 
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
         """x_s ~ p(x_s | x_t) given the estimate `denoised` made, for s < t; s = 0 gives data."""
 
     def loss(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Training loss [B, L] per position, padding included: reduce it with `mean_over_valid`."""
+
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # (xt, t [B]) -> what `denoised` makes of the network's output
+
+
+@runtime_checkable
+class TokenProcess(Process, Protocol):
+    """A process of token ids that bounds the likelihood of a text."""
+
+    vocab_size: int  # V
+
+    def bound(self, predict: Predict, x0: Tensor, free: Tensor, u: Tensor, generator: Randomness) -> Tensor:
+        """One draw of an upper bound on -log p(x0) in nats, [B, L]: summed over L its mean over draws is the bound.
+
+        Positions that are not `free` [B, L] (padding, or clamped to x0) are never corrupted and contribute 0. u [B] in
+        [0, 1) chooses the time (or number of masks) of each row; spread evenly it makes the variance small.
+        """
 
 
 def mean_over_valid(loss: Tensor, valid: Tensor) -> Tensor:
@@ -45,6 +72,15 @@ def mean_over_valid(loss: Tensor, valid: Tensor) -> Tensor:
     """
     # `where`, not a product: 0 * nan would let a padding position spoil its sample.
     return torch.where(valid, loss, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+
+def sum_over_mean_length(loss: Tensor, valid: Tensor) -> Tensor:
+    """Sum [B] of loss [B, L] over valid [B, L] positions, divided by their mean number in the batch.
+
+    The mean of the result over the batch weighs positions alike: it is the loss per token.
+    """
+    count = valid.sum()
+    return torch.where(valid, loss, 0.0).sum(dim=1) * len(valid) / count.clamp(min=1)
 
 
 def check_choices(options: Any) -> None:

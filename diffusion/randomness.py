@@ -72,6 +72,16 @@ def uniform(
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
+def stratified(count: int, generator: torch.Generator, device: torch.device | str | None = None) -> Tensor:
+    """`count` draws in [0, 1) float64, one in each of as many equal bins, in random order: their mean varies little.
+
+    The order is random because neighbours in a batch are alike (batches are sorted by length): each draw by itself
+    is then uniform whatever stands beside it.
+    """
+    bins = torch.randperm(count, generator=generator, device=generator.device)
+    return ((bins + uniform((count,), generator, dtype=torch.float64)) / count).to(device)
+
+
 def _draw(random: Callable[..., Tensor], shape, generator, device, dtype) -> Tensor:
     if isinstance(generator, SampleGenerators):
         return generator.draw(random, shape, dtype).to(device)

@@ -6,9 +6,9 @@ Nothing is clipped. on_step(i, n, x) is told after step i = 1 .. n what x has be
 Legend: B batch, L positions, D latent width.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -69,8 +69,9 @@ def sample_ddim(
 
 def steps(times: Sequence[float], x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(i, t [B], s [B]) for step i = 1, 2, ... from each time of the grid to the next, on the device of x."""
+    like_x = {"device": x.device, "dtype": torch.float64}
     for i, (t, s) in enumerate(pairwise(times), start=1):
-        yield i, torch.full((len(x),), t, device=x.device), torch.full((len(x),), s, device=x.device)
+        yield i, torch.full((len(x),), t, **like_x), torch.full((len(x),), s, **like_x)
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -85,8 +86,12 @@ class SamplingOptions:
 
     _argument_group_name: ClassVar[str] = "sampling"
 
-    sampler: Literal["ddim", "ancestral"] = field(
-        default="ddim", metadata={"help": "How noise is turned into data; ddim serves the Gaussian process only."}
+    sampler: Literal["default", "ddim", "ancestral", "ddpm_cache", "first_hitting", "euler", "left_to_right"] = field(
+        default="default",
+        metadata={
+            "help": "How noise is turned into data. latent: ddim (default), ancestral; tokens: ancestral (default), "
+            "for mdlm also ddpm_cache and first_hitting, for sedd euler; ar: left_to_right."
+        },
     )
     sampling_timesteps: int = field(
         default=250, metadata={"help": "Number of sampling steps, at most --timesteps; each costs one network call."}
@@ -94,6 +99,9 @@ class SamplingOptions:
     ddim_sampling_eta: float = field(
         default=1.0, metadata={"help": "Randomness of ddim: 0 is deterministic, 1 as random as ancestral sampling."}
     )
+    temperature: float = field(default=1.0, metadata={"help": "Sharpens what is predicted of each token if below 1."})
+    top_p: float = field(default=1.0, metadata={"help": "Keep the likeliest tokens that have this probability."})
+    top_k: int = field(default=0, metadata={"help": "Keep this many of the likeliest tokens; 0: all."})
 
     def __post_init__(self):
         check_choices(self)
@@ -101,9 +109,14 @@ class SamplingOptions:
             raise DiffusionError(f"--sampling_timesteps {self.sampling_timesteps} must be 1 or more")
         if not 0 <= self.ddim_sampling_eta <= 1:
             raise DiffusionError(f"--ddim_sampling_eta {self.ddim_sampling_eta} must be between 0 and 1")
+        if not 0 < self.temperature < math.inf:
+            raise DiffusionError(f"--temperature {self.temperature} must be above 0; near 0 it takes the likeliest")
+        if not 0 < self.top_p <= 1:
+            raise DiffusionError(f"--top_p {self.top_p} must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise DiffusionError(f"--top_k {self.top_k} must be 0 (all) or more")
 
-
-def sampler_from_options(options: SamplingOptions) -> Callable[..., Tensor]:
-    """The chosen sampler with its own options bound, to be called as the module's first lines say."""
-    own = {"ddim": {"eta": options.ddim_sampling_eta}}
-    return partial(SAMPLERS[options.sampler], **own.get(options.sampler, {}))
+    @property
+    def is_tempered(self) -> bool:
+        """Whether predictions are to be sharpened."""
+        return (self.temperature, self.top_p, self.top_k) != (1, 1, 0)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from diffusion.process import DiffusionError
-from diffusion.randomness import Randomness, uniform
 
 MAX_BETA = 0.999  # keeps alpha_bar(1) above 0: x0 can be computed from noise even at t = 1
 MAX_TIMESTEPS = 4000  # single-precision time grids have no repeated time up to here (some have one at 8192)
@@ -96,12 +95,9 @@ def time_grid(timesteps: int, sampling_timesteps: int) -> list[float]:
     return [(i + 1) / timesteps for i in reversed(index.tolist())]
 
 
-def sample_times(
-    batch: int, timesteps: int, T_k: int, generator: Randomness, device: torch.device | str | None = None
-) -> Tensor:
-    """Training times t [B] = (i + 1) / T as float32, i uniform on 0 .. T_k - 1."""
-    index = (uniform((batch,), generator, device, torch.float64) * T_k).floor()
-    return ((index + 1) / timesteps).float()
+def step_times(u: Tensor, timesteps: int, T_k: int) -> Tensor:
+    """Training times t [B] = (i + 1) / T in float64, i the floor of u T_k: u [B] uniform on [0, 1) draws i < T_k."""
+    return ((u.double() * T_k).floor() + 1) / timesteps
 
 
 # T-range annealing. For the first half of training (updates k = 0 .. h-1, h = floor(N / 2)) times are drawn from the

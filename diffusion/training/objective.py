@@ -1,6 +1,6 @@
 """What a training step minimises: the process's loss at random times, with self-conditioning and dropped labels.
 
-B batch, L positions, D latent width.
+B batch, L positions, D latent width, T_k steps of the range that times are drawn from.
 """
 
 from __future__ import annotations
@@ -10,40 +10,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffusion.process import Process, mean_over_valid
-from diffusion.randomness import uniform
-from diffusion.schedules import sample_times
+from diffusion.process import Process, mean_over_valid, sum_over_mean_length
+from diffusion.randomness import stratified, uniform
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x0 [B, L, D], valid [B, L] bool, label [B] int or None where the data have no classes."""
+    """x0 [B, L, D] or [B, L] ids, valid [B, L] bool; label [B] int or None where the data have no classes.
+
+    clamped [B, L] bool: positions that are given, not made, such as the source of a conditional text; None: none are.
+    """
 
     x0: Tensor
     valid: Tensor
     label: Tensor | None = None
+    clamped: Tensor | None = None
+
+    @property
+    def free(self) -> Tensor:
+        """The positions [B, L] that are to be made."""
+        return self.valid if self.clamped is None else self.valid & ~self.clamped
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss per sample of a denoiser on a batch, at times drawn from the first `T_k` of `timesteps` steps."""
+    """Loss per sample of a denoiser on a batch, at times drawn from the first `T_k` steps of the process.
+
+    `stratified_times` spreads the times of a batch evenly; `token_mean` weighs positions alike rather than samples.
+    """
 
     process: Process
-    timesteps: int
     self_condition_prob: float = 0.0
     class_unconditional_prob: float = 0.0
+    stratified_times: bool = False
+    token_mean: bool = False
 
     def __call__(self, denoiser: nn.Module, batch: Batch, T_k: int, generator: torch.Generator) -> Tensor:
-        """Loss [B], each sample the mean over its own valid positions."""
+        """Loss [B], over each sample's own free positions."""
         B, device = len(batch.x0), batch.x0.device
-        t = sample_times(B, self.timesteps, T_k, generator, device)
+        u = (
+            stratified(B, generator, device)
+            if self.stratified_times
+            else uniform((B,), generator, device, torch.float64)
+        )
+        t = self.process.times(u, T_k)
         xt = self.process.corrupt(batch.x0, t, generator)
+        if batch.clamped is not None:
+            given = batch.clamped.view(*batch.clamped.shape, *[1] * (xt.ndim - 2))
+            xt = torch.where(given, batch.x0, xt)
         label = batch.label
         if label is not None and denoiser.training:
             label = label.masked_fill(uniform((B,), generator, device) < self.class_unconditional_prob, -1)
         x0_prev = self._previous_estimate(denoiser, xt, t, batch.valid, label, generator)
         output = denoiser(xt, t, batch.valid, x0_prev=x0_prev, label=label)
-        return mean_over_valid(self.process.loss(output, batch.x0, xt, t), batch.valid)
+        reduce = sum_over_mean_length if self.token_mean else mean_over_valid
+        return reduce(self.process.loss(output, batch.x0, xt, t), batch.free)
 
     @torch.no_grad()
     def _previous_estimate(self, denoiser, xt, t, valid, label, generator) -> Tensor | None:

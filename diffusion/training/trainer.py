@@ -42,6 +42,10 @@ class TrainingOptions:
         default="normal", metadata={"help": "how the range of training times grows over the first half of training"}
     )
     polynomial_T_power: float = field(default=2, metadata={"help": "power of --T_schedule polynomial"})
+    time_sampling: Literal["default", "iid", "stratified"] = field(
+        default="default",
+        metadata={"help": "times of a batch: independent (latent), or one in each part of the range (tokens)"},
+    )
     self_condition_prob: float = field(
         default=0.5, metadata={"help": "share of samples that see an estimate of x0 in training (--self_condition)"}
     )
@@ -52,6 +56,9 @@ class TrainingOptions:
     save_and_sample_every: int = field(
         default=5000, metadata={"help": "steps between checkpoints, each followed by samples and their scores"}
     )
+    likelihood_draws: int = field(
+        default=32, metadata={"help": "draws of the likelihood bound for each text (--ppl_eval)"}
+    )
     log_every: int = field(default=50, metadata={"help": "steps between rows of metrics.jsonl"})
     keep_checkpoints: int = field(default=1, metadata={"help": "newest checkpoints to keep (0: all)"})
     random_seed: int = field(default=42, metadata={"help": "seed of weights, batches and noise"})
@@ -59,7 +66,7 @@ class TrainingOptions:
     def __post_init__(self):
         check_choices(self)
         for flag in ("num_train_steps", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps",
-                     "save_and_sample_every", "log_every"):  # fmt: skip
+                     "save_and_sample_every", "log_every", "likelihood_draws"):  # fmt: skip
             if getattr(self, flag) < 1:
                 raise DiffusionError(f"--{flag} {getattr(self, flag)}: expected at least 1")
         for flag in ("self_condition_prob", "class_unconditional_prob"):
@@ -120,7 +127,7 @@ class Trainer:
     def T_k(self) -> int:
         """The range of the update that comes next."""
         annealing = T_schedule(self.options.T_schedule, power=self.options.polynomial_T_power)
-        return annealing(self.options.num_train_steps, self.objective.timesteps, self.step)
+        return annealing(self.options.num_train_steps, self.objective.process.timesteps, self.step)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -248,8 +255,8 @@ class Trainer:
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
         batch = data.batch(indices[rank::count] if len(indices) >= count else indices[-1:])
         device = self.accelerator.device
-        label = None if batch.label is None else batch.label.to(device)
-        return Batch(batch.x0.to(device), batch.valid.to(device), label)
+        label, clamped = (each if each is None else each.to(device) for each in (batch.label, batch.clamped))
+        return Batch(batch.x0.to(device), batch.valid.to(device), label, clamped)
 
     @torch.no_grad()
     def _validation(self) -> dict[str, float]:
@@ -262,7 +269,7 @@ class Trainer:
             model.eval()
             generator = torch.Generator(self.accelerator.device).manual_seed(turn)
             with self.accelerator.autocast():
-                loss = self.objective(model, batch, self.objective.timesteps, generator)
+                loss = self.objective(model, batch, self.objective.process.timesteps, generator)
             result[name] = loss.mean().item()
         return result
 

@@ -60,14 +60,14 @@ class Spy(nn.Module):
 @pytest.mark.parametrize(("self_condition", "objective"), list(product([False, True], ["pred_x0", "pred_v"])))
 def test_what_stands_on_padding_does_not_change_the_loss(self_condition, objective):
     denoiser = make_denoiser(self_condition=self_condition)
-    loss = Objective(process(objective=objective), T, 0.5 if self_condition else 0.0)
+    loss = Objective(process(objective=objective), 0.5 if self_condition else 0.0)
     batch = make_batch(12)
     other = Batch(torch.where(batch.valid[..., None], batch.x0, 1e3 * randn(12, L, D, seed=3)), batch.valid)
     assert torch.equal(loss(denoiser, batch, T, generator()), loss(denoiser, other, T, generator()))
 
 
 def test_a_sample_counts_the_same_whether_it_has_5_positions_or_64():
-    loss, denoiser, batch = Objective(process(), T), make_denoiser(head=False), make_batch(2, lengths=[5, 64])
+    loss, denoiser, batch = Objective(process()), make_denoiser(head=False), make_batch(2, lengths=[5, 64])
     per_sample = loss(denoiser, batch, T, generator())
     assert per_sample.shape == (2,)
     # The untrained denoiser puts out 0, so the loss of a sample is the mean size of its own x0.
@@ -81,7 +81,7 @@ def test_a_sample_counts_the_same_whether_it_has_5_positions_or_64():
 
 
 def test_first_loss_is_the_mean_size_of_gaussian_latents():
-    loss = Objective(process(), T)(make_denoiser(head=False), make_batch(600), T, generator()).mean()
+    loss = Objective(process())(make_denoiser(head=False), make_batch(600), T, generator()).mean()
     assert loss.item() == pytest.approx((2 / torch.pi) ** 0.5, abs=0.01)
 
 
@@ -92,7 +92,7 @@ def test_first_loss_is_the_mean_size_of_gaussian_latents():
 def test_times_reach_the_end_of_the_range_and_no_further(T_k):
     spy = Spy()
     for seed in range(10):
-        Objective(process(), T)(spy, make_batch(500), T_k, generator(seed))
+        Objective(process())(spy, make_batch(500), T_k, generator(seed))
     times = torch.cat([call["t"] for call in spy.calls])
     assert times.max().item() == pytest.approx(T_k / T)
     assert times.min().item() == pytest.approx(1 / T)
@@ -102,7 +102,7 @@ def test_times_reach_the_end_of_the_range_and_no_further(T_k):
 def test_the_network_sees_noise_of_the_time_it_is_told():
     spy, p = Spy(), process()
     x0 = torch.zeros(2000, 4, D)
-    Objective(p, T)(spy, Batch(x0, torch.ones(2000, 4, dtype=torch.bool)), T, generator())
+    Objective(p)(spy, Batch(x0, torch.ones(2000, 4, dtype=torch.bool)), T, generator())
     (call,) = spy.calls
     noise = call["xt"] / (1 - p.alpha_bar(call["t"])).sqrt().float()[:, None, None]
     for part in noise[call["t"].argsort()].chunk(4):
@@ -113,7 +113,7 @@ def test_the_network_sees_noise_of_the_time_it_is_told():
 
 
 def test_half_of_the_samples_see_an_estimate_each_by_a_coin_of_its_own():
-    spy, objective, rates = Spy(), Objective(process(), T, self_condition_prob=0.5), []
+    spy, objective, rates = Spy(), Objective(process(), self_condition_prob=0.5), []
     for seed in range(40):
         spy.calls.clear()
         objective(spy, make_batch(100), T, generator(seed))
@@ -126,7 +126,7 @@ def test_half_of_the_samples_see_an_estimate_each_by_a_coin_of_its_own():
 @pytest.mark.parametrize(("prob", "calls"), [(0.0, 1), (1.0, 2)])
 def test_the_ends_of_the_rate_are_exact(prob, calls):
     spy = Spy()
-    Objective(process(), T, self_condition_prob=prob)(spy, make_batch(20), T, generator())
+    Objective(process(), self_condition_prob=prob)(spy, make_batch(20), T, generator())
     assert len(spy.calls) == calls
     if prob == 0:
         assert spy.calls[0]["x0_prev"] is None
@@ -137,7 +137,7 @@ def test_the_ends_of_the_rate_are_exact(prob, calls):
 @pytest.mark.parametrize("objective", ["pred_x0", "pred_noise", "pred_v"])
 def test_the_estimate_is_that_of_the_same_noisy_sample_and_of_x0(objective):
     spy, p, labels = Spy(), process(objective=objective), torch.arange(20) % 3
-    Objective(p, T, 0.5, 0.3)(spy, make_batch(20, labels=labels), 400, generator())
+    Objective(p, 0.5, 0.3)(spy, make_batch(20, labels=labels), 400, generator())
     first, second = spy.calls
     chosen = (second["x0_prev"].abs().amax(dim=(1, 2)) > 0).nonzero().squeeze(1)
     assert 0 < len(chosen) < 20
@@ -150,7 +150,7 @@ def test_the_estimate_is_that_of_the_same_noisy_sample_and_of_x0(objective):
 
 def test_no_gradient_flows_through_the_first_pass():
     spy, batch = Spy(), make_batch(30)
-    Objective(process(loss_type="l2"), T, self_condition_prob=1.0)(spy, batch, T, generator()).sum().backward()
+    Objective(process(loss_type="l2"), self_condition_prob=1.0)(spy, batch, T, generator()).sum().backward()
     first, second = spy.calls
     assert not first["output"].requires_grad and not second["x0_prev"].requires_grad
     # d/dw of |w (xt + x0_prev) - x0|^2 with x0_prev held fixed, although x0_prev = w xt
@@ -163,7 +163,7 @@ def test_no_gradient_flows_through_the_first_pass():
 def test_every_parameter_gets_a_gradient_in_mixed_precision_too():
     """Autocast keeps low-precision copies of weights; those made in the first pass must not serve the second."""
     denoiser, batch = make_denoiser(self_condition=True, scale_shift=True), make_batch(8)
-    objective = Objective(process(), T, self_condition_prob=1.0)
+    objective = Objective(process(), self_condition_prob=1.0)
     gradients = []
     for enabled in (False, True):
         denoiser.zero_grad()
@@ -180,7 +180,7 @@ def test_every_parameter_gets_a_gradient_in_mixed_precision_too():
 
 
 def test_labels_are_dropped_at_the_given_rate_in_training_only():
-    spy, objective = Spy(), Objective(process(), T, 0.5, class_unconditional_prob=0.1)
+    spy, objective = Spy(), Objective(process(), 0.5, class_unconditional_prob=0.1)
     for seed in range(20):
         objective(spy.train(), make_batch(500, labels=torch.arange(500) % 3), 500, generator(seed))
     training = [call["label"] for call in spy.calls if call["x0_prev"] is not None]
@@ -197,14 +197,14 @@ def test_the_labels_of_the_batch_are_never_changed():
     labels = torch.arange(50) % 3
     batch = make_batch(50, labels=labels)
     for training in (True, False):
-        Objective(process(), T, 0.5, 0.9)(make_denoiser(classes=3).train(training), batch, T, generator())
+        Objective(process(), 0.5, 0.9)(make_denoiser(classes=3).train(training), batch, T, generator())
     assert batch.label is labels and labels.tolist() == (torch.arange(50) % 3).tolist()
 
 
 def test_labels_change_the_output_after_one_step_of_training():
     denoiser, batch = make_denoiser(classes=2, head=False), make_batch(16, labels=torch.arange(16) % 2)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
-    Objective(process(), T, class_unconditional_prob=0.1)(denoiser, batch, T, generator()).mean().backward()
+    Objective(process(), class_unconditional_prob=0.1)(denoiser, batch, T, generator()).mean().backward()
     optimizer.step()
     t = torch.full((16,), 0.5)
     outputs = [denoiser(batch.x0, t, batch.valid, label=torch.full((16,), label)) for label in (-1, 0, 1)]
@@ -217,7 +217,7 @@ def test_labels_change_the_output_after_one_step_of_training():
 
 def test_a_loss_is_a_function_of_its_generator_and_leaves_the_global_one_alone():
     denoiser, batch = make_denoiser(self_condition=True), make_batch(16)
-    objective, state = Objective(process(), T, 0.5, 0.1), torch.get_rng_state()
+    objective, state = Objective(process(), 0.5, 0.1), torch.get_rng_state()
     one = objective(denoiser, batch, T, generator(5))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(123)
@@ -228,7 +228,7 @@ def test_a_loss_is_a_function_of_its_generator_and_leaves_the_global_one_alone()
 def test_training_and_evaluation_mode_draw_the_same_times_and_noise():
     spies = Spy().train(), Spy().eval()
     for spy in spies:
-        Objective(process(), T, 0.5, 0.0)(spy, make_batch(16, labels=torch.zeros(16).long()), T, generator())
+        Objective(process(), 0.5, 0.0)(spy, make_batch(16, labels=torch.zeros(16).long()), T, generator())
     for name in ("t", "xt"):
         assert torch.equal(spies[0].calls[-1][name], spies[1].calls[-1][name])
 
@@ -242,7 +242,7 @@ def test_latents_made_of_a_few_atoms_are_learnt(scale_shift, objective):
     atoms = randn(4, D, seed=7)
     denoiser = make_denoiser(scale_shift=scale_shift, self_condition=True, head=False)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=2e-3)
-    loss, losses, draws = Objective(process(objective=objective, loss_type="l2"), T, 0.5), [], generator(9)
+    loss, losses, draws = Objective(process(objective=objective, loss_type="l2"), 0.5), [], generator(9)
     valid = torch.arange(L) < (torch.arange(48) % L + 1)[:, None]
     for _ in range(100):
         tokens = torch.randint(4, (48, L), generator=draws)

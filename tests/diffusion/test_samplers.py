@@ -104,7 +104,7 @@ def test_the_network_sees_each_time_of_the_grid_but_zero(sampler):
     seen, told = [], []
 
     def predict_x0(xt, t):
-        assert t.shape == (2,) and t.dtype == torch.float32 and not torch.is_grad_enabled()
+        assert t.shape == (2,) and t.dtype == torch.float64 and not torch.is_grad_enabled()
         seen.append(round(t[0].item() * 1000) - 1)
         return xt
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusion.process import DiffusionError
-from diffusion.randomness import SampleGenerators, sample_seeds
+from diffusion.randomness import uniform
 from diffusion.schedules import (
     BETA_SCHEDULES,
     MAX_TIMESTEPS,
@@ -24,7 +24,7 @@ from diffusion.schedules import (
     linear_T_schedule,
     normal_T_schedule,
     polynomial_T_schedule,
-    sample_times,
+    step_times,
     tan_betas,
     time_grid,
     unsmooth_T_schedule,
@@ -151,20 +151,13 @@ def test_more_sampling_steps_than_steps_are_refused(T, S):
 
 @pytest.mark.parametrize("T_k", [1, 2, 37, 100])
 def test_sampled_times_are_uniform_on_the_training_range(T_k):
-    t = sample_times(20_000, 100, T_k, generator())
-    assert t.dtype == torch.float32 and t.shape == (20_000,)
+    t = step_times(uniform((20_000,), generator(), dtype=torch.float64), 100, T_k)
+    assert t.dtype == torch.float64 and t.shape == (20_000,)
     counts = Counter((t.double() * 100).round().long().tolist())
     assert set(counts) == set(range(1, T_k + 1))  # reaches both ends, and nothing beyond
     expected = 20_000 / T_k
     assert sum((n - expected) ** 2 / expected for n in counts.values()) <= T_k + 5 * (2 * T_k) ** 0.5  # chi-squared
-    assert torch.equal(t, torch.tensor([round(u * 100) / 100 for u in t.double().tolist()]))
-
-
-def test_sampled_times_per_sample_do_not_depend_on_the_batch():
-    seeds = sample_seeds(3, 0, 5)
-    t = sample_times(5, 1000, 1000, SampleGenerators(seeds))
-    assert torch.equal(t[3:4], sample_times(1, 1000, 1000, SampleGenerators(seeds[3:4])))
-    assert len(set(t.tolist())) == 5
+    assert t.tolist() == [round(u * 100) / 100 for u in t.tolist()]
 
 
 # T-range annealing
@@ -226,7 +219,8 @@ def test_exposure_of_low_and_high_noise_over_a_run(name, power, below_200, from_
     schedule = T_schedule(name, power=power)
     updates = Counter(schedule(N, T, k) for k in range(N))  # how many updates train on each range
     g = generator()
-    t = torch.cat([sample_times(batch * n, T, T_k, g) for T_k, n in updates.items()])
+    draws = ((uniform((batch * n,), g, dtype=torch.float64), T_k) for T_k, n in updates.items())
+    t = torch.cat([step_times(u, T, T_k) for u, T_k in draws])
     index = (t.double() * T).round() - 1
     assert len(index) == batch * N and index.min() == 0 and index.max() == T - 1
     assert (index < 200).double().mean().item() == pytest.approx(below_200, abs=0.005)

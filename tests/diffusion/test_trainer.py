@@ -91,7 +91,7 @@ def make(
     trainer = Trainer(
         training,
         optim,
-        Objective(process, T, training.self_condition_prob, training.class_unconditional_prob),
+        Objective(process, training.self_condition_prob, training.class_unconditional_prob),
         denoiser,
         Atoms(30),
         Atoms(20, seed=1),
