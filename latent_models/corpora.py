@@ -22,6 +22,7 @@ from latent_models.readers import (
     read_e2e_text,
     read_jsonl,
     read_roc_json,
+    read_running_text,
     read_story_csv,
     read_text,
 )
@@ -47,6 +48,14 @@ class DataOptions:
         default="label",
         metadata={"help": "Column, key or E2E attribute (such as Type) that is the class label."},
     )
+    running_text: int | None = field(
+        default=None,
+        metadata={"help": "Read each .txt file as one running text, cut into pieces of this many characters."},
+    )
+
+    def __post_init__(self):
+        if self.running_text is not None and self.running_text < 2:
+            raise CorpusError(f"--running_text {self.running_text}: expected pieces of at least 2 characters")
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Layout(NamedTuple):
 
     files: str
     shows: Callable[[str], bool]  # file name -> does it belong to this layout
-    read: Callable[[Path, set[str], str], tuple[Examples, ...]]  # of folder, file names, label field
+    read: Callable[[Path, set[str], DataOptions], tuple[Examples, ...]]  # of folder, file names, options
 
 
 def load_corpus(options: DataOptions) -> Corpus:
@@ -102,7 +111,9 @@ def load_corpus(options: DataOptions) -> Corpus:
     if len(shown) > 1 and name not in BUILT_IN:
         both = " and ".join(min(filter(layout.shows, names)) for layout in shown)
         raise fault(folder, None, f"two corpora, {both}", "the files of one", "move the others elsewhere")
-    splits = [Split(*map(list, zip(*part, strict=True))) for part in shown[0].read(folder, names, options.label_field)]
+    if options.running_text is not None and shown[0] is not OWN:
+        raise _not_running(folder)
+    splits = [Split(*map(list, zip(*part, strict=True))) for part in shown[0].read(folder, names, options)]
     return Corpus(name if name in BUILT_IN else folder.name, *splits)
 
 
@@ -145,7 +156,7 @@ E2E_BARE_TEST = "testset.csv"  # published without references, hence second choi
 ROC_NAMES = tuple(f"roc_{split}.json" for split in OWN_STEMS)
 
 
-def _read_own(folder: Path, names: set[str], label_field: str) -> tuple[Examples, ...]:
+def _read_own(folder: Path, names: set[str], options: DataOptions) -> tuple[Examples, ...]:
     parts = []
     for split, candidates in OWN_NAMES.items():
         found = [name for name in candidates if name in names]
@@ -154,25 +165,37 @@ def _read_own(folder: Path, names: set[str], label_field: str) -> tuple[Examples
         if len(found) > 1:
             wrong = f"{' and '.join(found)} are both there for the {split} split"
             raise fault(folder, None, wrong, "one file for each split", "move the others elsewhere")
-        parts.append(OWN_READERS[Path(found[0]).suffix](folder / found[0], label_field))
+        parts.append(_read_own_file(folder / found[0], options))
     return tuple(parts)
 
 
-def _read_e2e_text(folder: Path, names: set[str], label_field: str) -> tuple[Examples, ...]:
-    return tuple(read_e2e_text(folder / name, label_field) for name in E2E_TEXT_NAMES)
+def _read_own_file(path: Path, options: DataOptions) -> Examples:
+    if options.running_text is None:
+        return OWN_READERS[path.suffix](path, options.label_field)
+    if path.suffix != ".txt":
+        raise _not_running(path)
+    return read_running_text(path, options.running_text)
 
 
-def _read_e2e_csv(folder: Path, names: set[str], label_field: str) -> tuple[Examples, ...]:
+def _not_running(path: Path) -> CorpusError:
+    return fault(path, None, "not running text", "train.txt, valid.txt and test.txt", "leave out --running_text")
+
+
+def _read_e2e_text(folder: Path, names: set[str], options: DataOptions) -> tuple[Examples, ...]:
+    return tuple(read_e2e_text(folder / name, options.label_field) for name in E2E_TEXT_NAMES)
+
+
+def _read_e2e_csv(folder: Path, names: set[str], options: DataOptions) -> tuple[Examples, ...]:
     train, valid, test = E2E_CSV_NAMES
     test = E2E_BARE_TEST if test not in names and E2E_BARE_TEST in names else test
-    return tuple(read_e2e_csv(folder / name, label_field) for name in (train, valid, test))
+    return tuple(read_e2e_csv(folder / name, options.label_field) for name in (train, valid, test))
 
 
-def _read_roc_json(folder: Path, names: set[str], label_field: str) -> tuple[Examples, ...]:
+def _read_roc_json(folder: Path, names: set[str], options: DataOptions) -> tuple[Examples, ...]:
     train_name, valid_name, test_name = ROC_NAMES
-    train, valid = (read_roc_json(folder / name, label_field) for name in (train_name, valid_name))
+    train, valid = (read_roc_json(folder / name, options.label_field) for name in (train_name, valid_name))
     if test_name in names:
-        return train, valid, read_roc_json(folder / test_name, label_field)
+        return train, valid, read_roc_json(folder / test_name, options.label_field)
     size = VALID_SIZE if len(valid) >= 2 * VALID_SIZE else len(valid) // 2
     if size == 0:
         wrong, expected = "one text cannot give a validation and a test split", f"two or more, or {test_name} beside it"
@@ -181,7 +204,7 @@ def _read_roc_json(folder: Path, names: set[str], label_field: str) -> tuple[Exa
     return train, valid, test
 
 
-def _read_story_csvs(folder: Path, names: set[str], label_field: str) -> tuple[Examples, ...]:
+def _read_story_csvs(folder: Path, names: set[str], options: DataOptions) -> tuple[Examples, ...]:
     headers = {name: csv_header(folder / name) for name in sorted(names) if _is_csv(name)}
     story_files = [name for name, header in headers.items() if set(STORY_COLUMNS) <= set(header)]
     if not story_files:
@@ -189,7 +212,7 @@ def _read_story_csvs(folder: Path, names: set[str], label_field: str) -> tuple[E
         cloze = "InputSentence1" in header
         wrong = "a Story Cloze test, not a file of training stories" if cloze else "not a file of stories"
         raise fault(folder / name, 1, wrong, f"the columns {', '.join(STORY_COLUMNS)}", "put the ROCStories CSV there")
-    pool = [example for name in story_files for example in read_story_csv(folder / name, label_field)]
+    pool = [example for name in story_files for example in read_story_csv(folder / name, options.label_field)]
     if len(pool) < 3:
         wrong = f"{len(pool)} stories cannot give three splits"
         raise fault(folder, None, wrong, "three or more", "put the full ROCStories CSV there")

@@ -51,6 +51,14 @@ def read_text(path: Path, label_field: str) -> list[Example]:
     return _non_empty(path, (Example(line) for _, line in _lines(path)))
 
 
+def read_running_text(path: Path, size: int) -> list[Example]:
+    """One running text, its line ends and blank lines included, in pieces of `size` characters; raises CorpusError."""
+    text = "".join(_physical_lines(path))
+    if not text.strip():
+        raise _empty_file(path)
+    return [Example(text[start : start + size]) for start in range(0, len(text), size)]
+
+
 def read_jsonl(path: Path, label_field: str) -> list[Example]:
     """A JSON object a line: `text` (or `trg`), optional `label_field` and `source` (or `src`); raises CorpusError."""
     return _non_empty(path, _examples(path, _json_objects(path), label_field))

@@ -11,11 +11,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from latent_models.codec import ModelError
+from latent_models.lengths import LengthModel, load_tensors
 
 EPSILON = 1e-5
 CHUNK = 65_536  # rows of states read at a time, so that no split is ever held in memory
@@ -23,11 +22,11 @@ CHUNK = 65_536  # rows of states read at a time, so that no split is ever held i
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """mean [D] and scale ([] or [D]) of the valid training states; length_counts [n]: texts of 0, 1, ... n-1 tokens."""
+    """mean [D] and scale ([] or [D]) of the valid training states, and the lengths of the training texts."""
 
     mean: Tensor
     scale: Tensor
-    length_counts: Tensor
+    lengths: LengthModel
 
     @classmethod
     def fit(
@@ -39,14 +38,14 @@ class LatentStatistics:
         each dimension; `none`: mean 0 and scale 1, latents stay as they are.
         """
         width = states.shape[1]
-        counts = torch.from_numpy(np.bincount(lengths))
+        length_model = LengthModel.fit(lengths, int(lengths.max()))
         if latent_scale == "none":
-            return cls(torch.zeros(width), torch.tensor(1.0 - EPSILON), counts)
+            return cls(torch.zeros(width), torch.tensor(1.0 - EPSILON), length_model)
         chunks = [slice(i, i + CHUNK) for i in range(0, len(states), CHUNK)]
         mean = sum(states[c].sum(0, dtype=np.float64) for c in chunks) / len(states)
         squares = sum(((states[c] - mean) ** 2).sum(0, dtype=np.float64) for c in chunks) / len(states)
         scale = np.sqrt(squares if latent_scale == "dimension" else squares.mean())
-        return cls(torch.from_numpy(mean).float(), torch.as_tensor(scale).float(), counts)
+        return cls(torch.from_numpy(mean).float(), torch.as_tensor(scale).float(), length_model)
 
     def normalise(self, states: Tensor) -> Tensor:
         """Encoder states [..., D] -> x0 of about zero mean and unit variance."""
@@ -56,20 +55,11 @@ class LatentStatistics:
         """The inverse of `normalise`."""
         return x0 * (self.scale.to(x0) + EPSILON) + self.mean.to(x0)
 
-    def lengths_at(self, u: Tensor) -> Tensor:
-        """Lengths [B] at the quantiles u [B] in [0, 1) of the training lengths; u uniform draws from them."""
-        cumulated = self.length_counts.double().cumsum(0) / self.length_counts.sum()
-        return torch.searchsorted(cumulated, u.double().contiguous(), right=True).clamp(max=len(cumulated) - 1)
-
     def save(self, path: Path) -> None:
-        save_file({"mean": self.mean, "scale": self.scale, "length_counts": self.length_counts}, path)
+        save_file({"mean": self.mean, "scale": self.scale, "length_counts": self.lengths.counts}, path)
 
     @classmethod
     def load(cls, path: Path) -> LatentStatistics:
         """Raises ModelError where the file is missing or damaged."""
-        try:
-            return cls(**load_file(path))
-        except (OSError, SafetensorError, TypeError) as error:
-            raise ModelError(
-                f"{path}: latent statistics cannot be read ({error}); expected the file that training writes"
-            ) from error
+        mean, scale, length_counts = load_tensors(path, "mean", "scale", "length_counts")
+        return cls(mean, scale, LengthModel(length_counts))

@@ -71,9 +71,11 @@ def csv_text(rows: list[list[str]]) -> str:
 def test_options_are_parsed_from_the_command_line():
     parser = HfArgumentParser(DataOptions)
     (default,) = parser.parse_args_into_dataclasses([])
-    assert default == DataOptions(dataset_name=None, data_dir="datasets", label_field="label")
-    (options,) = parser.parse_args_into_dataclasses("--dataset_name e2e --data_dir d --label_field Type".split())
-    assert options == DataOptions("e2e", "d", "Type")
+    assert default == DataOptions(dataset_name=None, data_dir="datasets", label_field="label", running_text=None)
+    (options,) = parser.parse_args_into_dataclasses(
+        "--dataset_name e2e --data_dir d --label_field Type --running_text 9".split()
+    )
+    assert options == DataOptions("e2e", "d", "Type", 9)
     assert "--label_field" in parser.format_help()
 
 
@@ -383,6 +385,55 @@ def test_what_is_no_readable_file_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", forbidden)
     assert refused(tmp_path).startswith(f"{train}: cannot be read (Permission denied); ")
+
+
+# --- running text -----------------------------------------------------------------------------------------------------
+
+
+def load_running(data_dir: Path, size: int, name: str = "own"):
+    return load_corpus(DataOptions(dataset_name=name, data_dir=str(data_dir), running_text=size))
+
+
+def test_running_text_is_cut_into_pieces_of_one_size(tmp_path):
+    write(tmp_path / "own", {"train.txt": "\ufeffAll:\r\n\n\nSpeak.\n", "dev.txt": "é" * 6, "test.txt": "ab"})
+    corpus = load_running(tmp_path, 3)
+    assert corpus.train.texts == ["All", ":\r\n", "\n\nS", "pea", "k.\n"]
+    assert corpus.valid.texts == ["ééé", "ééé"]
+    assert corpus.test == Split(["ab"], [None], [None])  # the last, shorter piece is a text too
+
+
+@many
+@given(texts_with_line_ends.filter(lambda text: text.strip() and text[0] != "\ufeff"), st.integers(2, 9))
+def test_pieces_make_the_whole_running_text(text, size):
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "own", {f"{split}.txt": text for split in ("train", "valid", "test")})
+        pieces = load_running(Path(folder), size).valid.texts
+    assert "".join(pieces) == text
+    assert all(len(piece) == size for piece in pieces[:-1]) and 1 <= len(pieces[-1]) <= size
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [("own", {"train.jsonl": '{"text": "a"}', "valid.txt": "b", "test.txt": "c"}, "own/train.jsonl: not running text"),
+     ("own", {"train.txt": "a", "valid.csv": "text\nb\n", "test.txt": "c"}, "own/valid.csv: not running text"),
+     ("own", {f"src1_{split}.txt": E2E_LINE for split in ("train", "valid", "test")}, "own: not running text"),
+     ("roc", {"roc_train.json": '["a"]'}, "ROCstory: not running text"),
+     ("own", {"train.txt": " \n\n", "valid.txt": "b", "test.txt": "c"}, "own/train.txt: holds no text"),
+     ("own", {"train.txt": "", "valid.txt": "b", "test.txt": "c"}, "own/train.txt: holds no text"),
+     ("own", {"train.txt": b"a\n\xff", "valid.txt": "b", "test.txt": "c"}, "own/train.txt:2: invalid UTF-8")],
+)  # fmt: skip
+def test_what_is_not_running_text_is_refused(tmp_path, name, files, message):
+    write(tmp_path / {"roc": "ROCstory"}.get(name, name), files)
+    with pytest.raises(CorpusError) as caught:
+        load_running(tmp_path, 5, name)
+    assert str(caught.value).startswith(f"{tmp_path}/{message}")
+    assert "; expected " in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [1, 0, -3])
+def test_pieces_of_less_than_two_characters_are_refused(size):
+    with pytest.raises(CorpusError, match=f"^--running_text {size}: expected pieces of at least 2 characters$"):
+        DataOptions(running_text=size)
 
 
 # --- texts come back exactly ------------------------------------------------------------------------------------------

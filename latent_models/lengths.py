@@ -1,0 +1,71 @@
+"""How long texts are: lengths to sample with, and the nats that a text's length costs.
+
+B batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latent_models.codec import ModelError
+
+
+def load_tensors(path: Path, *names: str) -> list[Tensor]:
+    """The tensors of a safetensors file that holds just these; raises ModelError."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); expected the file that training writes") from error
+    if tensors.keys() != set(names):
+        holds, wanted = ", ".join(sorted(tensors)), ", ".join(names)
+        raise ModelError(f"{path}: holds {holds}; expected {wanted}: restore the file that training writes")
+    return [tensors[name] for name in names]
+
+
+@dataclass(frozen=True)
+class LengthModel:
+    """counts [n]: training texts of 0, 1, ... n - 1 positions, n - 1 being the longest that a text can be."""
+
+    counts: Tensor
+
+    @classmethod
+    def fit(cls, lengths: np.ndarray, max_length: int) -> LengthModel:
+        """From the length of each training text; ValueError where one is not in 1 ... max_length."""
+        if lengths.min() < 1 or lengths.max() > max_length:
+            raise ValueError(f"lengths {lengths.min()} to {lengths.max()} are not all in 1 to {max_length}")
+        return cls(torch.from_numpy(np.bincount(lengths, minlength=max_length + 1)))
+
+    @property
+    def max_length(self) -> int:
+        """The longest length that `nll` knows."""
+        return len(self.counts) - 1
+
+    def lengths_at(self, u: Tensor) -> Tensor:
+        """Lengths [B] at the quantiles u [B] in [0, 1) of the training lengths; u uniform draws from them."""
+        cumulated = self.counts.double().cumsum(0) / self.counts.sum()
+        return torch.searchsorted(cumulated, u.double().contiguous(), right=True).clamp(max=self.max_length)
+
+    def nll(self, lengths: Tensor) -> Tensor:
+        """-log p(length) [B] in nats, float64, one added to each count, so that p sums to 1 over 1 ... max_length.
+
+        ValueError for a length outside of that.
+        """
+        if ((lengths < 1) | (lengths > self.max_length)).any():
+            raise ValueError(f"lengths {lengths.tolist()} are not all in 1 to {self.max_length}")
+        smoothed = self.counts[1:].double() + 1
+        return (smoothed.sum() / smoothed[lengths.to(smoothed.device) - 1]).log()
+
+    def save(self, path: Path) -> None:
+        save_file({"length_counts": self.counts}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> LengthModel:
+        """Raises ModelError where the file is missing or damaged."""
+        return cls(*load_tensors(path, "length_counts"))
