@@ -13,9 +13,22 @@ class MetricInfo(NamedTuple):
 
 # The columns of a report, in order.
 METRICS: dict[str, MetricInfo] = {
+    "nats_per_token": MetricInfo("nats/token", False, ".3f"),
+    "nats_per_word": MetricInfo("nats/word", False, ".3f"),
+    "nats_per_sequence": MetricInfo("nats/sequence", False, ".3f"),
+    "bits_per_character": MetricInfo("bits/character", False, ".3f"),
+    "bleu": MetricInfo("BLEU", True, ".2f"),
+    "sentence_bleu4": MetricInfo("sentence BLEU-4", True, ".3f"),
+    "rouge_l": MetricInfo("ROUGE-L", True, ".3f"),
+    "dist_1_per_text": MetricInfo("dist-1 per text", True, ".3f"),
+    "div_4": MetricInfo("div-4", True, ".3f"),
+    "candidate_self_bleu4": MetricInfo("candidate self-BLEU-4", False, ".3f"),
     "perplexity": MetricInfo("PPL", False, ".1f"),
     "corpus_perplexity": MetricInfo("corpus PPL", False, ".1f"),
     "median_perplexity": MetricInfo("median PPL", False, ".1f"),
+    # Too low is repetition and too high is noise: human text is the mark.
+    "unigram_entropy": MetricInfo("entropy", None, ".3f"),
+    "pooled_unigram_entropy": MetricInfo("pooled entropy", None, ".3f"),
     "mauve": MetricInfo("MAUVE", True, ".3f"),
     # Closeness to the training texts is fidelity and copying at once, so neither direction is better.
     "mauve_train": MetricInfo("MAUVE train", None, ".3f"),
@@ -23,12 +36,18 @@ METRICS: dict[str, MetricInfo] = {
     "rep_3": MetricInfo("rep-3", False, ".3f"),
     "rep_4": MetricInfo("rep-4", False, ".3f"),
     "diversity": MetricInfo("diversity", True, ".3f"),
+    "dist_1": MetricInfo("dist-1", True, ".3f"),
+    "dist_2": MetricInfo("dist-2", True, ".3f"),
+    "self_bleu4": MetricInfo("self-BLEU-4", False, ".3f"),
     "memorization": MetricInfo("memorization", False, ".3f"),
     "unique_words": MetricInfo("unique words", None, ",.0f"),
     "mean_words": MetricInfo("words per text", None, ".1f"),
     "texts": MetricInfo("texts", None, ",.0f"),
     "empty_texts": MetricInfo("empty texts", False, ",.0f"),
     "mauve_texts": MetricInfo("MAUVE texts", None, ",.0f"),
+    "seconds_per_sample": MetricInfo("s/sample", False, ".3f"),
+    # In millions.
+    "parameters": MetricInfo("M params", None, ".2f"),
     "runs": MetricInfo("runs", None, ".0f"),
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from offline_metrics.diversity import diversity
+from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
 from offline_metrics.language_model import FeatureModel, LanguageModel
 from offline_metrics.mauve_score import SEEDS, mauve_score
@@ -160,6 +161,7 @@ class MetricSuite:
         row = Scores()
         row.add({"texts": len(texts), "empty_texts": sum(not text.strip() for text in texts)}, "")
         self._add_perplexity(row, texts)
+        row.add({"unigram_entropy": unigram_entropy(texts)["unigram_entropy"]}, "there are no texts")
         self._add_mauve(row, "mauve", *against_references)
         self._add_mauve(row, "mauve_train", *against_training)
         row.add(diversity(texts), "no text is long enough to hold such an n-gram")

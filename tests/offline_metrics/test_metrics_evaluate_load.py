@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from offline_metrics.diversity import diversity
+from offline_metrics.entropy import unigram_entropy
 from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
 from offline_metrics.memorization import memorization, training_ngrams
 from offline_metrics.perplexity import perplexity
+from offline_metrics.self_bleu import distinct_n, self_bleu4
+from offline_metrics.seq2seq import candidate_diversity, seq2seq
 from offline_metrics.word_count import word_count
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,9 @@ inputs = {
     "diversity": {},
     "memorization": {"train_texts": train_texts},
     "word_count": {},
+    "entropy": {},
+    "self_bleu": {},
+    "seq2seq": {"references": train_texts[: len(texts)], "candidates": [texts[:3], train_texts[:3]]},
     "perplexity": {"model": model},
     "mauve_score": {"references": train_texts[: len(texts)], "model": model},
 }
@@ -68,6 +74,10 @@ def test_all_metric_files_load_and_agree_with_their_functions(offline_results, s
     assert offline_results["diversity"] == pytest.approx(diversity(texts))
     assert offline_results["memorization"] == memorization(texts, training_ngrams(train_texts))
     assert offline_results["word_count"] == word_count(texts)
+    assert offline_results["entropy"] == unigram_entropy(texts)
+    assert offline_results["self_bleu"] == {"self_bleu4": self_bleu4(texts), **distinct_n(texts)}
+    expected = seq2seq(texts, train_texts[:40]) | candidate_diversity([texts[:3], train_texts[:3]])
+    assert offline_results["seq2seq"] == expected
     expected = perplexity(texts, model)
     assert offline_results["perplexity"].pop("perplexities") == pytest.approx(expected.pop("perplexities"))
     assert offline_results["perplexity"] == pytest.approx(expected)
@@ -76,7 +86,12 @@ def test_all_metric_files_load_and_agree_with_their_functions(offline_results, s
     assert offline_results["mauve_score"]["mauve_texts"] == 40
 
 
-@pytest.mark.parametrize("name", ["diversity", "memorization", "word_count", "perplexity", "mauve_score"])
+METRIC_FILES = (
+    "diversity", "memorization", "word_count", "entropy", "self_bleu", "seq2seq", "perplexity", "mauve_score",
+)
+
+
+@pytest.mark.parametrize("name", METRIC_FILES)
 def test_each_import_of_a_metric_file_is_one_line_without_comment(name):
     # evaluate reads the imports line by line and takes what follows "#" for an address to fetch.
     lines = (ROOT / "offline_metrics" / f"{name}.py").read_text().splitlines()

@@ -40,6 +40,16 @@ def test_table_takes_chosen_columns_and_further_metrics(rows):
     assert cells(printed, 2)[0] == "human" and "±" not in printed
 
 
+def test_likelihood_comes_first_with_its_spread_and_cost_last():
+    row = {"seconds_per_sample": 0.25, "parameters": 12.346, "mauve": 0.9, "unigram_entropy": 2.5, "perplexity": 20.0,
+           "bits_per_character": 1.5, "nats_per_token": 3.4567, "nats_per_token_std": 0.012}
+    printed = table({"x": row})
+    assert cells(printed, 0)[1:] == [
+        "nats/token ↓", "bits/character ↓", "PPL ↓", "entropy", "MAUVE ↑", "s/sample ↓", "M params",
+    ]
+    assert cells(printed, 2)[1:] == ["3.457 ± 0.012", "1.500", "20.0", "2.500", "0.900", "0.250", "12.35"]
+
+
 def test_a_reason_is_printed_once(rows):
     printed = table({"one": rows["a|b"], "two": rows["a|b"]})
     assert printed.count("12 texts are too few") == 1 and printed.count("– [1]") == 2

@@ -7,12 +7,21 @@ import pytest
 from transformers import HfArgumentParser
 
 from offline_metrics.diversity import diversity
+from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
 from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
 from offline_metrics.metric_info import COUNTS, METRICS
 from offline_metrics.perplexity import perplexity
 from offline_metrics.suite import MetricOptions, MetricSuite
+
+# Built-in columns that others enter: what needs the model, what needs paired references, what is asked for apart.
+NOT_IN_A_ROW = {
+    "nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character",
+    "bleu", "sentence_bleu4", "rouge_l", "dist_1_per_text", "div_4", "candidate_self_bleu4",
+    "pooled_unigram_entropy", "dist_1", "dist_2", "self_bleu4",
+    "seconds_per_sample", "parameters", "runs",
+}
 
 
 def ends_well(texts: list[str]) -> float:
@@ -56,6 +65,7 @@ def test_a_row_holds_what_the_single_metrics_say(suite, model, split):
     assert row["perplexity"] == pytest.approx(perplexity(generated, model)["mean_perplexity"])
     assert row["corpus_perplexity"] == pytest.approx(perplexity(generated, model)["corpus_perplexity"])
     assert row["diversity"] == diversity(generated)["diversity"]
+    assert row["unigram_entropy"] == unigram_entropy(generated)["unigram_entropy"] > 1
     assert row["ends_well"] == ends_well(generated) > 0
     expected = mauve_score(model.features(generated), model.features(references[:30]))
     assert (row["mauve"], row["mauve_std"]) == pytest.approx((expected["mauve"], expected["mauve_std"]), abs=1e-6)
@@ -63,7 +73,7 @@ def test_a_row_holds_what_the_single_metrics_say(suite, model, split):
     assert row["mean_words"] == row["total_words"] / 30
     assert all(type(value) is float for value in row.values()) and row.notes == {}
     known = METRICS.keys() | COUNTS | {"mauve_std", "mauve_train_std", "ends_well"}
-    assert set(row) == known - {"runs"}
+    assert set(row) == known - NOT_IN_A_ROW
 
 
 def test_the_human_row_has_the_same_keys_and_is_human_text(suite, model, split):

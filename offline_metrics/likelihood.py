@@ -1,0 +1,49 @@
+"""Likelihood of texts: from nats of each text to nats per text, token and word, with standard errors.
+
+N texts, K draws of a bound.
+"""
+
+from collections.abc import Sequence
+from math import log, nan, sqrt
+
+import numpy as np
+
+from offline_metrics.errors import MetricError
+from offline_metrics.scores import Scores
+
+
+def likelihood(
+    nats: np.ndarray, tokens: Sequence[int], words: Sequence[int], characters: Sequence[int] | None = None
+) -> Scores:
+    """Nats per sequence, token and word of nats [N, K] (K draws of a bound on each text), each sum over sum.
+
+    `_std` is the standard error over texts, which contains that of the draws; `nats_per_token_draws` is the part that
+    more draws would remove. With `characters`, bits per character too. MetricError for counts that do not fit.
+    """
+    nats = np.asarray(nats, dtype=np.float64)
+    counts = {"nats_per_sequence": np.ones(len(nats)), "nats_per_token": np.asarray(tokens, dtype=np.float64)}
+    counts["nats_per_word"] = np.asarray(words, dtype=np.float64)
+    if characters is not None:
+        counts["bits_per_character"] = np.asarray(characters, dtype=np.float64) * log(2)
+    if nats.ndim != 2 or not len(nats) or any(len(count) != len(nats) for count in counts.values()):
+        raise MetricError(f"likelihood: nats of shape {nats.shape}; expected [N, K] and as many counts, N at least 1")
+    per_text, row = nats.mean(1), Scores()
+    for name, count in counts.items():
+        value, error = _ratio(per_text, count)
+        row.add({name: value, f"{name}_std": error}, "there are no words")
+    draws = nats.shape[1]
+    noise = sqrt((nats.var(1, ddof=1) / draws).sum()) / counts["nats_per_token"].sum() if draws > 1 else nan
+    row["nats_per_token_draws"] = noise
+    row |= {"likelihood_texts": float(len(nats)), "likelihood_tokens": float(np.sum(tokens)), "draws": float(draws)}
+    return row
+
+
+def _ratio(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Sum over sum and its standard error over texts (the linearised variance of a ratio)."""
+    if not counts.sum():
+        return nan, nan
+    value, n = totals.sum() / counts.sum(), len(totals)
+    if n < 2:
+        return float(value), nan
+    residual = totals - value * counts
+    return float(value), float(sqrt(n / (n - 1) * (residual**2).sum()) / counts.sum())
