@@ -1,4 +1,4 @@
-"""Trains, evaluates and samples latent diffusion models of text, from files on disk alone.
+"""Trains, evaluates and samples diffusion models of text, latent or on tokens, from files on disk alone.
 
     python train_text_diffusion.py --dataset_name e2e --enc_dec_model facebook/bart-base ...
     python train_text_diffusion.py --eval_test --resume_dir saved_models/e2e/RUN --num_samples 1000
@@ -17,24 +17,13 @@ from accelerate.utils import broadcast_object_list, set_seed
 from diffusion.training import checkpoint
 from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker
 from diffusion.training.trainer import Trainer
-from latent_models.statistics import LatentStatistics
-from scripts.build import (
-    STATISTICS,
-    LatentData,
-    System,
-    build,
-    check,
-    check_width,
-    encode_split,
-    fit_statistics,
-    load_codec,
-    load_system,
-    note,
-)
+from scripts.build import build, check, fit_space, load_space, load_system
+from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split
+from scripts.likelihood import evaluate_likelihood
 from scripts.options import Options
-from scripts.sample import sample
+from scripts.sampling import sample
 
 
 def check_output_dir(options: Options) -> None:
@@ -74,16 +63,14 @@ def train(options: Options) -> None:
     )
     if accelerator.is_main_process and not resumed:
         check_output_dir(options)
-    codec = load_codec(options)
     with accelerator.main_process_first():  # the others find what the first one encoded
-        caches = {name: encode_split(options, codec, corpus, name) for name in ("train", "valid")}
-    statistics = LatentStatistics.load(run_dir / STATISTICS) if resumed else fit_statistics(options, caches["train"])
+        space = load_space(options, run_dir) if resumed else fit_space(options, corpus)
+        system = build(options, corpus, space)
+        train_data, valid_data = system.data("train"), system.data("valid")
     if accelerator.is_main_process and not resumed:
         run_dir = make_run_dir(options, corpus.name)
-        statistics.save(run_dir / STATISTICS)
+        space.save(run_dir)
     (run_dir,) = broadcast_object_list([run_dir])
-    system = build(options, corpus, codec, statistics)
-    check_width(system, run_dir)
 
     set_seed(options.training.random_seed)  # dropout draws from the global generators
     trainer = Trainer(
@@ -91,7 +78,8 @@ def train(options: Options) -> None:
         options.optim,
         system.objective,
         system.denoiser,
-        *(latent_data(system, caches[name], name) for name in ("train", "valid")),
+        train_data,
+        valid_data,
         run_dir,
         accelerator=accelerator,
         make_tracker=lambda step: make_tracker(options, run_dir, step),
@@ -111,11 +99,6 @@ def train(options: Options) -> None:
         note(f"done: {run_dir}")
 
 
-def latent_data(system: System, cache, name: str) -> LatentData:
-    labels = system.label_ids(getattr(system.corpus, name).labels) if system.classes else None
-    return LatentData(cache, system.statistics, labels)
-
-
 def make_tracker(options: Options, run_dir: Path, step: int) -> Trackers:
     trackers = [JsonlTracker(run_dir / "metrics.jsonl", step)]
     if options.run.wandb_name is not None:
@@ -131,6 +114,13 @@ def evaluate_run(options: Options) -> None:
     evaluate_split(system, getattr(system.corpus, name), seeds, folder)
 
 
+def evaluate_ppl(options: Options) -> None:
+    """--ppl_eval: nats per sequence, token and word of the test split."""
+    system, step = load_system(options)
+    folder = Path(options.run.output_dir or options.run.resume_dir) / "evaluation" / f"likelihood_step_{step:08d}"
+    evaluate_likelihood(system, system.corpus.test, folder)
+
+
 def generate_data(options: Options) -> None:
     """--gen_data: a CSV of (text, label) for each seed; with classes they take turns, so that all have their share."""
     system, _ = load_system(options)
@@ -139,12 +129,12 @@ def generate_data(options: Options) -> None:
     wanted, classes = options.run.num_samples, len(system.classes)
     labels = [i % classes for i in range(wanted)] if classes else None
     for seed in TEST_SEEDS:
-        samples = sample(system, wanted, seed, strategies=["beam"], labels=labels)
+        samples = sample(system, wanted, seed, labels=labels)
         path = folder / f"synth_sample{wanted}_seed{seed}.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows(zip(samples.texts["beam"], samples.labels, strict=True))  # a label None is left empty
+            writer.writerows(zip(samples.first, samples.labels, strict=True))  # a label None is left empty
         print(path, flush=True)
 
 
@@ -153,6 +143,7 @@ MODES = {
     "resume_training": train,
     "eval": evaluate_run,
     "eval_test": evaluate_run,
+    "ppl_eval": evaluate_ppl,
     "gen_data": generate_data,
 }
 

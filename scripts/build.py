@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,31 +12,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.denoiser import LatentDenoiser
-from diffusion.gaussian import GaussianProcess
-from diffusion.samplers import sampler_from_options
-from diffusion.schedules import time_grid
+from diffusion.denoiser import CausalDenoiser, LatentDenoiser, TokenDenoiser
+from diffusion.process import Process
 from diffusion.training import checkpoint
-from diffusion.training.objective import Batch, Objective
+from diffusion.training.objective import Objective
 from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus, Split, load_corpus
-from latent_models.latent_cache import LatentCache, encoded
-from latent_models.seq2seq_codec import Seq2SeqCodec
-from latent_models.statistics import LatentStatistics
+from latent_models.token_codec import find_tokenizer
 from offline_metrics.language_model import FeatureModel, LanguageModel, load_feature_model
 from offline_metrics.suite import MetricSuite
+from scripts.bert import load_bert
+from scripts.console import note
 from scripts.demo_grammar import acceptance
 from scripts.errors import UsageError
+from scripts.method_options import CHARACTERS
+from scripts.methods import METHODS, Method, check_flags, sampler_of
 from scripts.options import Options
+from scripts.spaces import LatentSpace, Space, TokenSpace
 
-STATISTICS = "latent_statistics.safetensors"
 # Further metrics of single corpora, each a function of the texts.
 EXTRA_METRICS: dict[str, dict[str, Callable[[list[str]], float]]] = {"demo": {"acceptance": acceptance}}
-
-
-def note(message: str) -> None:
-    """One line for the person at the terminal or the job's log."""
-    print(message, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -46,18 +40,28 @@ class System:
 
     options: Options
     corpus: Corpus
-    codec: Seq2SeqCodec
-    statistics: LatentStatistics
-    process: GaussianProcess
+    space: Space
+    process: Process
     denoiser: nn.Module
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.options.method.method]
 
     @cached_property
     def times(self) -> list[float]:
-        return time_grid(self.options.gaussian.timesteps, self.options.sampling.sampling_timesteps)
+        return self.process.grid(self.options.sampling.sampling_timesteps)
+
+    @property
+    def writes_length(self) -> bool:
+        """Whether the model itself says where a text ends; else lengths are drawn from those of training."""
+        if self.options.tokens.lengths == "modelled":
+            return True
+        return self.method.causal and self.options.data.running_text is None
 
     @cached_property
     def sampler(self):
-        return sampler_from_options(self.options.sampling)
+        return sampler_of(self.options, stop_id=self.space.codec.eos_id if self.writes_length else None)
 
     @property
     def classes(self) -> list[str]:
@@ -71,18 +75,25 @@ class System:
 
     @property
     def objective(self) -> Objective:
-        training, denoiser = self.options.training, self.options.denoiser
+        training, denoiser, on_tokens = self.options.training, self.options.denoiser, self.method.on_tokens
+        stratified = {"default": on_tokens, "iid": False, "stratified": True}[training.time_sampling]
         return Objective(
             self.process,
-            self.options.gaussian.timesteps,
             training.self_condition_prob if denoiser.self_condition else 0.0,
             training.class_unconditional_prob if denoiser.class_conditional else 0.0,
+            stratified_times=stratified,
+            token_mean=on_tokens,
         )
+
+    def data(self, name: str):
+        """A split, encoded for the trainer."""
+        labels = self.label_ids(getattr(self.corpus, name).labels) if self.classes else None
+        return self.space.data(self.corpus, name, labels)
 
     @cached_property
     def metric_models(self) -> tuple[LanguageModel | None, FeatureModel | None]:
         """Scorer and feature model, loaded once; None for a default one that is not on this machine."""
-        return load_metric_models(*metric_model_paths(self.options), self.codec.device)
+        return load_metric_models(*metric_model_paths(self.options), device())
 
     def suite(self, split: Split, seed: int) -> MetricSuite:
         """The metrics against the texts of a split, in an order drawn from `seed`."""
@@ -136,21 +147,23 @@ def check_writable(flag: str, folder: str | Path) -> None:
 
 def check(options: Options) -> Corpus:
     """Everything that can be found wrong before a model is loaded; returns the corpus."""
+    check_flags(options)
     corpus = load_corpus(options.data)
     if options.denoiser.class_conditional and not corpus.classes:
         raise UsageError(
             f"--class_conditional: no text of {corpus.name!r} has a label {options.data.label_field!r}; expected a "
             "label column, named by --label_field"
         )
-    time_grid(options.gaussian.timesteps, options.sampling.sampling_timesteps)
-    if options.sampling.sampler != "ddim" and "ddim_sampling_eta" in options.given:
-        raise UsageError("--ddim_sampling_eta belongs to --sampler ddim; leave it out")
-    find_model(options.codec.enc_dec_model)
+    if options.tokens.condition_on_source and any(
+        source is None for split in (corpus.train, corpus.valid, corpus.test) for source in split.sources
+    ):
+        raise UsageError(f"--condition_on_source: texts of {corpus.name!r} have no source; expected `source` or `src`")
+    check_models(options)
     if options.run.output_dir is not None:
         check_writable("output_dir", options.run.output_dir)
     if options.run.mode in ("train", "resume_training"):
         check_writable("save_dir", options.run.save_dir)
-    if options.run.mode != "gen_data":
+    if options.run.mode not in ("gen_data", "ppl_eval"):
         names = (options.metrics.perplexity_model, options.metrics.mauve_model)
         paths = metric_model_paths(options)
         missing = sorted({name for name, path in zip(names, paths, strict=True) if path is None})
@@ -162,50 +175,58 @@ def check(options: Options) -> Corpus:
     return corpus
 
 
-def load_codec(options: Options) -> Seq2SeqCodec:
-    return Seq2SeqCodec.load(find_model(options.codec.enc_dec_model), options.codec.max_length, device())
+def check_models(options: Options) -> None:
+    """Raises ModelError where what the method reads texts with is not on this machine."""
+    if not METHODS[options.method.method].on_tokens:
+        find_model(options.codec.enc_dec_model)
+    elif options.run.resume_dir is None and options.tokens.tokenizer != CHARACTERS:
+        find_tokenizer(tokenizer_name(options))
+    if options.method.bert_model is not None:
+        find_model(options.method.bert_model)
 
 
-@dataclass(frozen=True)
-class LatentData:
-    """A split as the trainer wants it: normalised latents by index."""
-
-    cache: LatentCache
-    statistics: LatentStatistics
-    labels: np.ndarray | None
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.cache.lengths
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """x0 [B, L, D], zero where padded."""
-        states, valid = self.cache.batch(indices)
-        x0 = self.statistics.normalise(states) * valid[..., None]
-        return Batch(x0, valid, None if self.labels is None else torch.from_numpy(self.labels[indices]))
+def tokenizer_name(options: Options) -> str:
+    """The tokenizer: --tokenizer, else that of the BERT or of the encoder-decoder."""
+    return options.tokens.tokenizer or options.method.bert_model or options.codec.enc_dec_model
 
 
-def encode_split(options: Options, codec: Seq2SeqCodec, corpus: Corpus, name: str) -> LatentCache:
-    """The encoded split, from disk where this codec encoded the same texts before."""
-    folder = Path(options.run.save_dir) / "latents"
-    cache = encoded(codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}")
-    if cache.truncated:
-        note(f"{name}: {cache.truncated:,} of {len(cache.lengths):,} texts were cut at {codec.max_length} tokens")
-    return cache
+def fit_space(options: Options, corpus: Corpus) -> Space:
+    """The space of a new run, from the training split."""
+    if not METHODS[options.method.method].on_tokens:
+        return LatentSpace.fit(options.codec, corpus, Path(options.run.save_dir), device())
+    tokens = replace(options.tokens, tokenizer=tokenizer_name(options))
+    return TokenSpace.fit(tokens, options.codec, corpus, options.data.running_text is not None)
 
 
-def fit_statistics(options: Options, cache: LatentCache) -> LatentStatistics:
-    scale = options.codec.latent_scale if options.codec.normalize_latent else "none"
-    return LatentStatistics.fit(cache.states, cache.lengths, scale)
+def load_space(options: Options, run_dir: Path) -> Space:
+    """The space of an earlier run."""
+    if not METHODS[options.method.method].on_tokens:
+        return LatentSpace.load(options.codec, run_dir, Path(options.run.save_dir), device())
+    return TokenSpace.load(options.tokens, options.codec, run_dir, options.data.running_text is not None)
 
 
-def build(options: Options, corpus: Corpus, codec: Seq2SeqCodec, statistics: LatentStatistics) -> System:
+def build(options: Options, corpus: Corpus, space: Space) -> System:
     """A system with a fresh denoiser, its weights drawn from --random_seed."""
-    classes = len(corpus.classes) if options.denoiser.class_conditional else 0
+    process = METHODS[options.method.method].process(options, space)
+    process.grid(options.sampling.sampling_timesteps)  # refuses a number of steps that it cannot make
     with torch.random.fork_rng():
         torch.manual_seed(options.training.random_seed)  # torch draws initial weights from the global generator
-        denoiser = LatentDenoiser(codec.width, options.denoiser, classes)
-    return System(options, corpus, codec, statistics, GaussianProcess.from_options(options.gaussian), denoiser)
+        denoiser = make_denoiser(options, corpus, space, process)
+    return System(options, corpus, space, process, denoiser)
+
+
+def make_denoiser(options: Options, corpus: Corpus, space: Space, process: Process) -> nn.Module:
+    """The network of the method: the shared trunk with its head, or a pretrained BERT."""
+    method = METHODS[options.method.method]
+    classes = len(corpus.classes) if options.denoiser.class_conditional else 0
+    if not method.on_tokens:
+        return LatentDenoiser(space.codec.width, options.denoiser, classes)
+    if method.causal:
+        return CausalDenoiser(process.vocab_size, options.denoiser, classes)
+    if options.method.bert_model is not None:
+        time_input = options.denoiser.chosen_time_input(method.time_input)
+        return load_bert(find_model(options.method.bert_model), space.codec, process, time_input)
+    return TokenDenoiser(process.vocab_size, options.denoiser, classes, method.time_input)
 
 
 def load_system(options: Options) -> tuple[System, int]:
@@ -213,19 +234,9 @@ def load_system(options: Options) -> tuple[System, int]:
     run_dir = Path(options.run.resume_dir)
     path = checkpoint.find_checkpoint(run_dir, options.run.milestone)
     corpus = check(options)
-    statistics = LatentStatistics.load(run_dir / STATISTICS)
-    system = build(options, corpus, load_codec(options), statistics)
-    check_width(system, run_dir)
+    system = build(options, corpus, load_space(options, run_dir))
     (averaged,), state = checkpoint.load(path, "ema")
     own = {key.removeprefix("ema_model."): value for key, value in averaged.items() if key.startswith("ema_model.")}
     checkpoint.load_weights(system.denoiser, own, path)
     system.denoiser.to(device()).eval()
     return system, state["step"]
-
-
-def check_width(system: System, run_dir: Path) -> None:
-    if len(system.statistics.mean) != system.codec.width:
-        raise UsageError(
-            f"--enc_dec_model {system.options.codec.enc_dec_model}: has width {system.codec.width}, the run {run_dir} "
-            f"was trained with {len(system.statistics.mean)}; give the model it was trained with"
-        )

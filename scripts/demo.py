@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from offline_metrics import report
-from scripts.build import System, load_system, note
+from scripts.build import System, load_system
+from scripts.console import note
 from scripts.errors import run
 from scripts.evaluation import HUMAN, VALID_SEED, evaluate, write_rows
 from scripts.options import Options, parse

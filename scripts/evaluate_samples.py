@@ -17,7 +17,7 @@ from scripts.build import EXTRA_METRICS, check_writable, device, load_metric_mod
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, VALID_SEED, write_rows
 from scripts.options import parse
-from scripts.sample import read_texts
+from scripts.samples_file import read_texts
 
 
 @dataclass

@@ -11,8 +11,10 @@ from latent_models.corpora import Split
 from offline_metrics import report
 from offline_metrics.scores import Scores
 from offline_metrics.suite import MetricSuite
-from scripts.build import System, note
-from scripts.sample import Samples, sample
+from scripts.build import System
+from scripts.console import note
+from scripts.samples_file import Samples
+from scripts.sampling import sample
 
 TEST_SEEDS = (42, 43, 44, 45, 46)
 VALID_SEED = 42

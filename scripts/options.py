@@ -15,13 +15,19 @@ from transformers import HfArgumentParser
 
 from diffusion.denoiser import DenoiserOptions
 from diffusion.gaussian import GaussianOptions
+from diffusion.interpolating import InterpolatingOptions
+from diffusion.masked import D3PMOptions, MaskedOptions
 from diffusion.samplers import SamplingOptions
+from diffusion.score_entropy import ScoreEntropyOptions
+from diffusion.spindle import SpindleOptions
+from diffusion.survival import SurvivalOptions
 from diffusion.training.optim import OptimOptions
 from diffusion.training.trainer import TrainingOptions
 from latent_models.corpora import DataOptions
 from latent_models.seq2seq_codec import CodecOptions
 from offline_metrics.suite import MetricOptions
 from scripts.errors import UsageError
+from scripts.method_options import MethodOptions, TokenOptions
 
 # Flags that the reference system reads and then ignores; here they would be as dead, so they are refused.
 REFUSED = {
@@ -75,6 +81,9 @@ class RunOptions:
     eval_test: bool = field(
         default=False, metadata={"help": "sample and score against the test split, seeds 42 to 46: mean and spread"}
     )
+    ppl_eval: bool = field(
+        default=False, metadata={"help": "bound or measure the likelihood of the test split, for methods on tokens"}
+    )
     gen_data: bool = field(
         default=False, metadata={"help": "write num_samples texts (shared out over classes) for each of seeds 42 to 46"}
     )
@@ -102,7 +111,7 @@ class RunOptions:
         return next((mode for mode in MODES if getattr(self, mode)), "train")
 
 
-MODES = ("eval", "eval_test", "gen_data", "resume_training")
+MODES = ("eval", "eval_test", "ppl_eval", "gen_data", "resume_training")
 REMEMBERED = ("save_dir", "wandb_name", "num_samples")  # the rest of `run` concerns one call only
 
 
@@ -111,9 +120,17 @@ class Options:
     """Every option of a run, in the groups that `--help` shows."""
 
     run: RunOptions
+    method: MethodOptions
     data: DataOptions
     codec: CodecOptions
+    tokens: TokenOptions
     gaussian: GaussianOptions
+    survival: SurvivalOptions
+    d3pm: D3PMOptions
+    masked: MaskedOptions
+    score_entropy: ScoreEntropyOptions
+    interpolating: InterpolatingOptions
+    spindle: SpindleOptions
     denoiser: DenoiserOptions
     training: TrainingOptions
     optim: OptimOptions
@@ -166,11 +183,15 @@ class Options:
 
 
 GROUPS = (
-    RunOptions, DataOptions, CodecOptions, GaussianOptions, DenoiserOptions, TrainingOptions, OptimOptions,
-    SamplingOptions, MetricOptions,
+    RunOptions, MethodOptions, DataOptions, CodecOptions, TokenOptions, GaussianOptions, SurvivalOptions, D3PMOptions,
+    MaskedOptions, ScoreEntropyOptions, InterpolatingOptions, SpindleOptions, DenoiserOptions, TrainingOptions,
+    OptimOptions, SamplingOptions, MetricOptions,
 )  # fmt: skip
 GROUP_NAMES = tuple(f.name for f in fields(Options) if f.name != "given")
-MODEL_GROUPS = ("data", "codec", "gaussian", "denoiser")  # they say what the model is
+MODEL_GROUPS = (  # they say what the model is
+    "method", "data", "codec", "tokens", "gaussian", "survival", "d3pm", "masked", "score_entropy", "interpolating",
+    "spindle", "denoiser",
+)  # fmt: skip
 MOVABLE = ("data_dir", "enc_dec_model")  # where things lie may differ from machine to machine
 
 

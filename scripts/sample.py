@@ -1,140 +1,85 @@
 """Samples texts from a trained run.
 
     python -m scripts.sample --resume_dir RUN --num_samples 20 [--random_seed 7] [--sampling_timesteps 50]
-
-B batch, L positions, D latent width.
+    python -m scripts.sample --resume_dir RUN --prefix "The Vaults" --suffix "near the river." --show_intermediate
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from diffusion.guidance import Prediction
-from diffusion.randomness import SampleGenerators, sample_seeds, uniform
-from latent_models.seq2seq_codec import DECODING
-from scripts.build import System, check_writable, load_system, note
+from scripts.build import System, check_writable, load_system
+from scripts.console import note
 from scripts.errors import UsageError, run
+from scripts.methods import METHODS
 from scripts.options import GROUPS, Options, parse
-
-DECODING_STREAM = 2**32  # added to a seed: decoding draws from other numbers than the latents
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Texts by decoding strategy, all from the same latents, and what each sample was made of."""
-
-    texts: dict[str, list[str]]
-    seeds: list[int]
-    lengths: list[int]
-    labels: list[str | None]
-
-    def write(self, folder: Path) -> None:
-        """One JSON-lines file for each strategy."""
-        for strategy in self.texts:
-            self.write_strategy(strategy, folder / f"{strategy}.jsonl")
-
-    def write_strategy(self, strategy: str, path: Path) -> None:
-        """The texts of one strategy as JSON lines."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = zip(self.texts[strategy], self.labels, self.lengths, self.seeds, strict=True)
-        with path.open("w", encoding="utf-8") as file:
-            for text, label, length, seed in rows:
-                row = {"text": text, **({} if label is None else {"label": label}), "tokens": length, "seed": seed}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def read_texts(path: Path) -> list[str]:
-    """The texts of a samples file, empty ones too: .jsonl with `text`, or .txt with one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot be read ({reason}); expected a file of samples") from None
-    lines = lines[:-1] if lines[-1] == "" else lines
-    texts = lines if path.suffix == ".txt" else [_text_of(path, i, line) for i, line in enumerate(lines, start=1)]
-    if not texts:
-        raise UsageError(f"{path}: holds no samples; expected at least one")
-    return texts
-
-
-def _text_of(path: Path, number: int, line: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise UsageError(f'{path}:{number}: not a sample; expected a JSON object such as {{"text": "..."}}')
-    return text
-
-
-@torch.no_grad()
-def sample(
-    system: System,
-    count: int,
-    seed: int,
-    *,
-    strategies: Iterable[str] = tuple(DECODING),
-    labels: Sequence[int] | None = None,
-) -> Samples:
-    """`count` texts by each strategy; sample i is a function of `seed` and i alone, whatever the batch size.
-
-    Lengths are drawn from the training lengths; labels from the training labels, unless `labels` gives them.
-    """
-    device, batch_size = next(system.denoiser.parameters()).device, system.options.training.eval_batch_size
-    seeds, decoding_seeds = (sample_seeds(s, 0, count) for s in (seed, seed + DECODING_STREAM))
-    generators = SampleGenerators(seeds)
-    u = uniform((count, 2), generators, dtype=torch.float64)
-    lengths = system.statistics.lengths_at(u[:, 0])
-    label = _drawn_labels(system, u[:, 1]) if labels is None else torch.tensor(labels)
-    texts = {strategy: [""] * count for strategy in strategies}
-    groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
-    steps = len(groups) * (len(system.times) - 1)
-    with tqdm(total=steps, desc=f"sample {count}", file=sys.stderr, mininterval=1.0) as bar:
-        for group in groups:
-            own = generators.of(group.tolist(), lengths[group].tolist())
-            valid = (torch.arange(int(lengths[group].max())) < lengths[group][:, None]).to(device)
-            predict_x0 = Prediction(
-                system.process, system.denoiser, valid, None if label is None else label[group].to(device)
-            )
-            x = system.process.prior((*valid.shape, len(system.statistics.mean)), own, device)
-            x0 = system.sampler(
-                system.process, predict_x0, x, system.times, generator=own, on_step=lambda *_: bar.update()
-            )
-            states = system.statistics.unnormalise(x0)
-            for strategy in texts:
-                decoded = system.codec.decode(states, valid, strategy, [decoding_seeds[i] for i in group.tolist()])
-                for i, text in zip(group.tolist(), decoded, strict=True):
-                    texts[strategy][i] = text
-    names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
-    return Samples(texts, seeds, lengths.tolist(), names)
-
-
-def _drawn_labels(system: System, u: torch.Tensor) -> torch.Tensor | None:
-    """Label index [B] at the quantiles u of the training labels; None for unconditional models."""
-    if not system.classes:
-        return None
-    known = torch.from_numpy(system.label_ids(system.corpus.train.labels)).sort().values
-    return known[(u * len(known)).long()]
+from scripts.sampling import Given, Piece, Watch, sample
+from scripts.semi_autoregressive import sample_long
+from scripts.spaces import LatentSpace, TokenSpace
 
 
 @dataclass
 class SampleOptions:
+    """What to sample and how to show it."""
+
     _argument_group_name: ClassVar[str] = "output"
 
-    strategy: str = field(default="beam", metadata={"help": "how latents are decoded: beam or nucleus"})
+    strategy: str | None = field(default=None, metadata={"help": "how latents are decoded: beam (default) or nucleus"})
     output_file: str | None = field(default=None, metadata={"help": "write JSON lines there instead of printing"})
+    prefix: str | None = field(default=None, metadata={"help": "how every text begins"})
+    suffix: str | None = field(default=None, metadata={"help": "how every text ends"})
+    clamp: list[str] = field(
+        default_factory=list, metadata={"help": "pieces within every text, each POSITION:TEXT, in tokens from 0"}
+    )
+    show_intermediate: bool = field(default=False, metadata={"help": "print every text at every step (tokens only)"})
+    semi_ar_stride: int | None = field(
+        default=None, metadata={"help": "go on with each text by that many new tokens at a time, the rest as prefix"}
+    )
+    semi_ar_strides: int = field(default=1, metadata={"help": "how many times to go on"})
+    split: str = field(default="test", metadata={"help": "split whose sources are used (--condition_on_source)"})
 
     def __post_init__(self):
-        if self.strategy not in DECODING:
-            raise UsageError(f"--strategy {self.strategy!r} is not one of: {', '.join(DECODING)}")
+        if self.split not in ("train", "valid", "test"):
+            raise UsageError(f"--split {self.split!r} is not one of: train, valid, test")
+        if self.semi_ar_strides < 1:
+            raise UsageError(f"--semi_ar_strides {self.semi_ar_strides}: expected at least 1")
+        for piece in self.clamp:
+            if not piece.partition(":")[0].isdecimal():
+                raise UsageError(f"--clamp {piece!r}: expected POSITION:TEXT, such as 5:near the river")
+
+
+def given_by(system: System, options: SampleOptions, count: int) -> Given:
+    """The sources and pieces that the options name; UsageError for too few sources."""
+    sources, pieces, piece = None, [], system.space.piece
+    if system.options.tokens.condition_on_source:
+        sources = getattr(system.corpus, options.split).sources
+        if count > len(sources):
+            raise UsageError(f"--num_samples {count}: the {options.split} split has {len(sources):,} sources")
+        sources = sources[:count]
+    if options.prefix is not None:
+        pieces.append(Piece(piece(options.prefix), 0))
+    for each in options.clamp:
+        position, _, text = each.partition(":")
+        pieces.append(Piece(piece(text), int(position)))
+    if options.suffix is not None:
+        pieces.append(Piece(piece(options.suffix, last=True), None))
+    return Given(sources, tuple(pieces))
+
+
+def show_steps(system: System) -> Watch:
+    """Prints the texts of a batch at every step, masks included."""
+
+    def watch(i: int, n: int, rows: Sequence[int], x: Tensor) -> None:
+        for row, ids in zip(rows, x, strict=True):
+            print(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(ids)!r}", flush=True)
+
+    return watch
 
 
 def main() -> None:
@@ -143,14 +88,31 @@ def main() -> None:
     options = Options.from_groups(groups, argv)
     if output.output_file is not None:
         check_writable("output_file", Path(output.output_file).parent)
+    check_sampling(options, output)
     system, step = load_system(options)
+    strategy = output.strategy or system.space.strategies[0]
     note(f"{options.run.resume_dir}, step {step:,}")
-    samples = sample(system, options.run.num_samples, options.training.random_seed, strategies=[output.strategy])
-    texts = samples.texts[output.strategy]
-    if output.output_file is None:
-        print("\n".join(texts))
+    count, seed = options.run.num_samples, options.training.random_seed
+    if output.semi_ar_stride is not None:
+        samples = sample_long(system, count, seed, output.semi_ar_stride, output.semi_ar_strides)
     else:
-        samples.write_strategy(output.strategy, Path(output.output_file))
+        watch = show_steps(system) if output.show_intermediate else None
+        given = given_by(system, output, count)
+        samples = sample(system, count, seed, strategies=[strategy], given=given, watch=watch)
+    if output.output_file is None:
+        print("\n".join(samples.first))
+    else:
+        samples.write_strategy(next(iter(samples.texts)), Path(output.output_file))
+
+
+def check_sampling(options: Options, output: SampleOptions) -> None:
+    """Raises UsageError for what the method cannot do."""
+    method = METHODS[options.method.method]
+    strategies = TokenSpace.strategies if method.on_tokens else LatentSpace.strategies
+    if output.strategy is not None and output.strategy not in strategies:
+        raise UsageError(f"--strategy {output.strategy!r} is not one of: {', '.join(strategies)}")
+    if not method.on_tokens and (output.show_intermediate or output.semi_ar_stride is not None):
+        raise UsageError("--show_intermediate and --semi_ar_stride need a method on tokens; this run is latent")
 
 
 if __name__ == "__main__":

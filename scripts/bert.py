@@ -1,0 +1,31 @@
+"""A cached BERT as the trunk of DiffusionBERT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoModelForMaskedLM
+
+from diffusion.bert_denoiser import BertDenoiser
+from diffusion.process import Process
+from latent_models.codec import ModelError
+from latent_models.token_codec import TokenCodec
+
+
+def load_bert(folder: Path, codec: TokenCodec, process: Process, time_input: str) -> nn.Module:
+    """The denoiser made of a cached masked language model; ModelError where the folder holds none that fits."""
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"{folder}: no masked language model ({reason}); expected a BERT with safetensors") from error
+    tokenizer = codec.tokenizer
+    if model.config.vocab_size != codec.vocab_size:
+        raise ModelError(
+            f"{folder}: has {model.config.vocab_size:,} tokens, the tokenizer {codec.vocab_size:,}; expected the "
+            "tokenizer of the same model: leave out --tokenizer"
+        )
+    return BertDenoiser(model, tokenizer.cls_token_id, timesteps=process.timesteps, time_input=time_input)

@@ -1,0 +1,182 @@
+"""Every method by name: the one place where a name decides anything.
+
+A method is a process and what suits it: samplers, how the network is told the time, which options are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+
+from torch import Tensor
+
+from diffusion.autoregressive import AutoregressiveProcess
+from diffusion.gaussian import GaussianProcess
+from diffusion.interpolating import InterpolatingProcess
+from diffusion.masked import D3PMProcess, MaskedProcess
+from diffusion.process import Process
+from diffusion.samplers import SAMPLERS
+from diffusion.score_entropy import ScoreEntropyProcess
+from diffusion.spindle import SpindleProcess
+from diffusion.token_samplers import sample_ddpm_cache, sample_euler, sample_first_hitting, sample_left_to_right
+from scripts.errors import UsageError
+from scripts.options import Options
+from scripts.spaces import TokenSpace
+
+Sampler = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is put together; `groups` name the options that are its own."""
+
+    process: Callable[[Options, TokenSpace], Process]
+    samplers: dict[str, Sampler]  # the first is the usual one
+    groups: tuple[str, ...] = ()
+    time_input: str = "input"
+    on_tokens: bool = True
+    causal: bool = False  # reads from left to right and ends a text itself
+    is_tempered: bool = True  # predicts probabilities, which a temperature can sharpen
+
+
+def _ancestral(**others: Sampler) -> dict[str, Sampler]:
+    return {"ancestral": SAMPLERS["ancestral"], **others}
+
+
+METHODS: dict[str, Method] = {
+    "latent": Method(
+        process=lambda o, space: GaussianProcess.from_options(o.gaussian),
+        samplers=dict(SAMPLERS),
+        groups=("gaussian",),
+        on_tokens=False,
+        is_tempered=False,
+    ),
+    "ar": Method(
+        process=lambda o, space: AutoregressiveProcess(space.codec.clean_vocab_size, _own_mask(space)),
+        samplers={"left_to_right": sample_left_to_right},
+        time_input="none",
+        causal=True,
+    ),
+    "d3pm": Method(
+        process=lambda o, space: D3PMProcess(
+            space.codec.vocab_size,
+            space.codec.mask_id,
+            timesteps=o.gaussian.timesteps,
+            zero_mask_prob=o.d3pm.zero_mask_prob,
+        ),
+        samplers=_ancestral(),
+        groups=("d3pm",),
+    ),
+    "mdlm": Method(
+        process=lambda o, space: MaskedProcess(
+            space.codec.vocab_size,
+            space.codec.mask_id,
+            o.survival.survival(),
+            timesteps=o.gaussian.timesteps,
+            importance_sampling=o.masked.importance_sampling,
+        ),
+        samplers=_ancestral(ddpm_cache=sample_ddpm_cache, first_hitting=sample_first_hitting),
+        groups=("survival", "masked"),
+        time_input="none",
+    ),
+    "sedd": Method(
+        process=lambda o, space: ScoreEntropyProcess.from_options(
+            o.score_entropy,
+            o.survival,
+            vocab_size=space.codec.vocab_size if o.score_entropy.graph == "absorb" else space.codec.clean_vocab_size,
+            mask_id=space.codec.mask_id,
+            timesteps=o.gaussian.timesteps,
+        ),
+        samplers=_ancestral(euler=sample_euler),
+        groups=("survival", "score_entropy"),
+        is_tempered=False,
+    ),
+    "gidd": Method(
+        process=lambda o, space: InterpolatingProcess(
+            space.codec.vocab_size,
+            space.codec.mask_id,
+            p_uniform=o.interpolating.p_uniform,
+            weights=o.interpolating.gidd_weights,
+            max_weight=o.interpolating.gidd_max_weight,
+            timesteps=o.gaussian.timesteps,
+        ),
+        samplers=_ancestral(),
+        groups=("interpolating",),
+    ),
+    "diffusion_bert": Method(
+        process=lambda o, space: SpindleProcess.from_options(
+            o.spindle,
+            vocab_size=space.codec.vocab_size,
+            mask_id=space.codec.mask_id,
+            pad_id=space.codec.pad_id,
+            token_counts=space.token_counts,
+            timesteps=o.gaussian.timesteps,
+        ),
+        samplers=_ancestral(),
+        groups=("spindle",),
+        time_input="none",
+    ),
+}
+OWN_GROUPS = tuple(dict.fromkeys(group for method in METHODS.values() for group in method.groups))
+SHARED_FLAGS = {"timesteps"}  # stands with the Gaussian process, and is the T of every method
+NEEDS = {"bert_model": ("diffusion_bert",), "token_counts": ("diffusion_bert",)}
+TOKENS_ONLY = ("tokenizer", "lengths", "condition_on_source")
+LATENT_ONLY = ("self_condition", "self_condition_prob", "normalize_latent", "latent_scale", "ddim_sampling_eta")
+
+
+def _own_mask(space: TokenSpace) -> int | None:
+    """The mask of a tokenizer that came with one."""
+    return space.codec.mask_id if space.codec.mask_id < space.codec.clean_vocab_size else None
+
+
+def check_flags(options: Options) -> None:
+    """Raises UsageError for a flag given that the chosen method would not read."""
+    name = options.method.method
+    method = METHODS[name]
+    for flag in sorted(options.given):
+        owners = _owners(options, flag)
+        if owners and name not in owners:
+            raise UsageError(f"--{flag} belongs to --method {' or '.join(owners)}; the method is {name}, leave it out")
+    sampling = options.sampling
+    if sampling.sampler not in ("default", *method.samplers):
+        raise UsageError(
+            f"--sampler {sampling.sampler}: --method {name} has the samplers {', '.join(method.samplers)}; choose one"
+        )
+    if sampling.sampler not in ("default", "ddim") and "ddim_sampling_eta" in options.given:
+        raise UsageError("--ddim_sampling_eta belongs to --sampler ddim; leave it out")
+    if sampling.is_tempered and not method.is_tempered:
+        raise UsageError(
+            f"--temperature, --top_p and --top_k sharpen probabilities of tokens, which --method {name} does not "
+            "predict; leave them out"
+        )
+    if method.causal and (options.training.T_schedule != "normal" or options.denoiser.time_input != "default"):
+        raise UsageError(f"--method {name} has no noise and no time: leave out --T_schedule and --time_input")
+    if method.causal and options.tokens.lengths == "modelled":
+        raise UsageError(f"--method {name} ends a text by itself: leave out --lengths modelled")
+    if name == "sedd" and options.denoiser.time_input == "none":
+        raise UsageError("--time_input none: the ratios that sedd predicts change with time; choose another")
+    if options.sampling.sampler == "ddpm_cache" and options.denoiser.chosen_time_input(method.time_input) != "none":
+        raise UsageError("--sampler ddpm_cache needs a network that is not told the time: use --time_input none")
+
+
+def _owners(options: Options, flag: str) -> tuple[str, ...]:
+    """The methods that read a flag; none where all do."""
+    if flag in NEEDS:
+        return NEEDS[flag]
+    if flag in TOKENS_ONLY:
+        return tuple(name for name, method in METHODS.items() if method.on_tokens)
+    if flag in LATENT_ONLY:
+        return ("latent",)
+    for group in OWN_GROUPS:
+        if flag in {f.name for f in fields(getattr(options, group))} - SHARED_FLAGS:
+            return tuple(name for name, method in METHODS.items() if group in method.groups)
+    return ()
+
+
+def sampler_of(options: Options, *, stop_id: int | None = None) -> Sampler:
+    """The chosen sampler with its own options bound, to be called as `diffusion.samplers` says."""
+    samplers = METHODS[options.method.method].samplers
+    name = next(iter(samplers)) if options.sampling.sampler == "default" else options.sampling.sampler
+    own = {"ddim": {"eta": options.sampling.ddim_sampling_eta}, "left_to_right": {"stop_id": stop_id}}
+    return partial(samplers[name], **own.get(name, {}))

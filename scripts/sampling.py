@@ -1,0 +1,163 @@
+"""Texts from noise: lengths, labels and what is given of a text, then the sampler, then the codec.
+
+B batch, L positions, D latent width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.guidance import Clamped, Prediction, Predictor, Tempered
+from diffusion.randomness import SampleGenerators, sample_seeds, uniform
+from scripts.build import System
+from scripts.errors import UsageError
+from scripts.samples_file import Samples
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+DECODING_STREAM = 2**32  # added to a seed: decoding draws from other numbers than the latents
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is given of the texts to sample: a source before each, and pieces within every one."""
+
+    sources: Sequence[str] | None = None  # one for each sample
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """x0 [n] or [n, D] of a piece of text, and its first position; None: the piece ends the text."""
+
+    x0: Tensor
+    position: int | None
+
+    def place(self, length: int) -> slice:
+        """Where it stands in a text of `length` positions."""
+        start = length - len(self.x0) if self.position is None else self.position
+        return slice(start, start + len(self.x0))
+
+
+# Called with a step, the number of steps, the samples of a batch and their x after that step.
+Watch = Callable[[int, int, Sequence[int], Tensor], None]
+
+
+@torch.no_grad()
+def sample(
+    system: System,
+    count: int,
+    seed: int,
+    *,
+    strategies: Iterable[str] | None = None,
+    labels: Sequence[int] | None = None,
+    given: Given | None = None,
+    watch: Watch | None = None,
+) -> Samples:
+    """`count` texts by each strategy; sample i is a function of `seed` and i alone, whatever the batch size.
+
+    Lengths are drawn from the training lengths, unless the model writes them; labels from the training labels, unless
+    `labels` gives them.
+    """
+    given = given or Given()
+    device, batch_size = next(system.denoiser.parameters()).device, system.options.training.eval_batch_size
+    seeds, decoding_seeds = (sample_seeds(s, 0, count) for s in (seed, seed + DECODING_STREAM))
+    generators = SampleGenerators(seeds)
+    u = uniform((count, 2), generators, dtype=torch.float64)
+    targets = _target_lengths(system, u[:, 0], given)
+    before = [[] for _ in range(count)] if given.sources is None else system.space.encode_sources(given.sources)
+    lengths = targets + torch.tensor([len(source) for source in before])
+    label = _drawn_labels(system, u[:, 1]) if labels is None else torch.tensor(labels)
+    texts = {strategy: [""] * count for strategy in strategies or system.space.strategies}
+    made: list[list[int]] = [[]] * count
+    groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
+    with tqdm(total=count, desc=f"sample {count}", bar_format=BAR, file=sys.stderr, mininterval=1.0) as bar:
+        for group in groups:
+            rows = group.tolist()
+            own = generators.of(rows, lengths[group].tolist())
+            valid = torch.arange(int(lengths[group].max())) < lengths[group][:, None]
+            known, free = _known(system, [before[i] for i in rows], lengths[group], valid, given.pieces)
+            valid, known, free = valid.to(device), known.to(device), free.to(device)
+            predict_x0 = prediction(system, valid, None if label is None else label[group].to(device))
+            x = system.process.prior(system.space.shape(*valid.shape), own, device)
+            if not free.equal(valid):
+                predict_x0 = Clamped(predict_x0, known, free | ~valid)
+                x = predict_x0.hold(x) if system.method.on_tokens else x
+
+            hold, done = Clamped(predict_x0, known, free | ~valid).hold, bar.n
+
+            def on_step(i: int, n: int, x: Tensor, rows=rows, hold=hold, done=done) -> None:
+                bar.update(done + len(rows) * i / n - bar.n)
+                if watch is not None:
+                    watch(i, n, rows, hold(x))
+
+            x0 = hold(system.sampler(system.process, predict_x0, x, system.times, generator=own, on_step=on_step))
+            bar.update(done + len(rows) - bar.n)  # a sampler may end early
+            sources = torch.tensor([len(before[i]) for i in rows], device=device)
+            shown = valid & (torch.arange(valid.shape[1], device=device) >= sources[:, None])
+            for strategy in texts:
+                decoded = system.space.decode(x0, shown, strategy, [decoding_seeds[i] for i in rows])
+                for i, text in zip(rows, decoded, strict=True):
+                    texts[strategy][i] = text
+            if x0.ndim == 2:
+                for i, ids, keep in zip(rows, x0, shown, strict=True):
+                    made[i] = ids[keep].tolist()
+    names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
+    ids = (made, system.space.fingerprint) if system.method.on_tokens else None
+    return Samples(texts, seeds, targets.tolist(), names, ids)
+
+
+def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Predictor:
+    """predict_x0 of a system, sharpened as its options say."""
+    predict_x0, chosen = Prediction(system.process, system.denoiser, valid, label), system.options.sampling
+    if not chosen.is_tempered:
+        return predict_x0
+    return Tempered(predict_x0, chosen.temperature, chosen.top_p, chosen.top_k)
+
+
+def _target_lengths(system: System, u: Tensor, given: Given) -> Tensor:
+    """Positions of each text to be made: as many as the pieces given need at least."""
+    limit = system.space.limit
+    ends = [len(piece.x0) + (piece.position or 0) for piece in given.pieces]
+    if max(ends, default=0) > limit:
+        raise UsageError(f"what is given of a text reaches {max(ends):,} tokens; expected at most {limit:,}, the "
+                         "longest text of the model: shorten it")  # fmt: skip
+    pinned = any(piece.position is None for piece in given.pieces)  # to the end, which must then be known
+    if system.writes_length and not (pinned and system.method.causal):
+        return torch.full((len(u),), limit)
+    least = sum(len(piece.x0) for piece in given.pieces if piece.position is None) + max(
+        (len(piece.x0) + piece.position for piece in given.pieces if piece.position is not None), default=0
+    )
+    if least > limit:
+        raise UsageError(f"what is given of a text is {least:,} tokens; expected at most {limit:,}: shorten it")
+    return system.space.lengths.lengths_at(u).clamp(min=least)
+
+
+def _known(
+    system: System, before: Sequence[Sequence[int]], lengths: Tensor, valid: Tensor, pieces: Sequence[Piece]
+) -> tuple[Tensor, Tensor]:
+    """What is known of a batch, [B, L] or [B, L, D] with zeros elsewhere, and which positions [B, L] are free."""
+    shape = system.space.shape(*valid.shape)
+    known = torch.zeros(shape, dtype=torch.long if len(shape) == 2 else torch.float32)
+    free = valid.clone()
+    for row, (source, length) in enumerate(zip(before, lengths.tolist(), strict=True)):
+        known[row, : len(source)] = torch.tensor(source, dtype=known.dtype)
+        free[row, : len(source)] = False
+        for piece in pieces:
+            place = piece.place(length - len(source))
+            place = slice(place.start + len(source), place.stop + len(source))
+            known[row, place], free[row, place] = piece.x0.to(known.dtype).cpu(), False
+    return known, free
+
+
+def _drawn_labels(system: System, u: Tensor) -> Tensor | None:
+    """Label index [B] at the quantiles u of the training labels; None for unconditional models."""
+    if not system.classes:
+        return None
+    known = torch.from_numpy(system.label_ids(system.corpus.train.labels)).sort().values
+    return known[(u * len(known)).long()]

@@ -1,0 +1,253 @@
+"""The two spaces that methods work in, latents and tokens: from the texts of a corpus to batches of x0, and back.
+
+B batch, L positions, D latent width, V vocabulary, N texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.training.objective import Batch
+from diffusion.training.trainer import TrainingData
+from latent_models.codec import find_model
+from latent_models.corpora import Corpus
+from latent_models.latent_cache import LatentCache, encoded
+from latent_models.lengths import LengthModel, load_tensors
+from latent_models.seq2seq_codec import DECODING, CodecOptions, Seq2SeqCodec
+from latent_models.statistics import LatentStatistics
+from latent_models.token_codec import TokenCodec, TokenSplit, character_tokenizer, find_tokenizer
+from scripts.console import note
+from scripts.errors import UsageError
+from scripts.method_options import CHARACTERS, TokenOptions
+
+STATISTICS = "latent_statistics.safetensors"
+LENGTHS, TOKEN_COUNTS, TOKENIZER = "length_counts.safetensors", "token_counts.safetensors", "tokenizer"
+
+
+class Space(Protocol):
+    """What trainer, sampler and evaluation need to know of the data of a method."""
+
+    strategies: tuple[str, ...]  # ways to write x0 as text
+    lengths: LengthModel
+    limit: int  # longest text in positions
+    fingerprint: str  # equal ones read and write x0 alike
+
+    def data(self, corpus: Corpus, name: str, labels: np.ndarray | None) -> TrainingData:
+        """A split of the corpus, encoded."""
+
+    def shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """The shape of x0."""
+
+    def piece(self, text: str, *, last: bool = False) -> Tensor:
+        """x0 [n] or [n, D] of a text to be clamped somewhere; `last`: it ends the whole text."""
+
+    def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
+        """The texts of the `shown` [B, L] positions."""
+
+    def save(self, run_dir: Path) -> None:
+        """Writes what `load` needs into the run folder."""
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LatentData:
+    """A split as the trainer wants it: normalised latents by index."""
+
+    cache: LatentCache
+    statistics: LatentStatistics
+    labels: np.ndarray | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.cache.lengths
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """x0 [B, L, D], zero where padded."""
+        states, valid = self.cache.batch(indices)
+        x0 = self.statistics.normalise(states) * valid[..., None]
+        return Batch(x0, valid, None if self.labels is None else torch.from_numpy(self.labels[indices]))
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Normalised encoder states of a frozen encoder-decoder."""
+
+    codec: Seq2SeqCodec
+    statistics: LatentStatistics
+    cache_dir: Path
+
+    strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)
+
+    @classmethod
+    def fit(cls, options: CodecOptions, corpus: Corpus, save_dir: Path, device: torch.device) -> LatentSpace:
+        """Loads the codec and takes the statistics of the training split."""
+        codec = load_codec(options, device)
+        cache = encode_split(codec, corpus, "train", save_dir / "latents")
+        scale = options.latent_scale if options.normalize_latent else "none"
+        return cls(codec, LatentStatistics.fit(cache.states, cache.lengths, scale), save_dir / "latents")
+
+    @classmethod
+    def load(cls, options: CodecOptions, run_dir: Path, save_dir: Path, device: torch.device) -> LatentSpace:
+        """The space of an earlier run; UsageError where the codec has another width."""
+        codec, statistics = load_codec(options, device), LatentStatistics.load(run_dir / STATISTICS)
+        if len(statistics.mean) != codec.width:
+            raise UsageError(
+                f"--enc_dec_model {options.enc_dec_model}: has width {codec.width}, the run {run_dir} was trained with "
+                f"{len(statistics.mean)}; give the model it was trained with"
+            )
+        return cls(codec, statistics, save_dir / "latents")
+
+    @property
+    def lengths(self) -> LengthModel:
+        return self.statistics.lengths
+
+    @property
+    def limit(self) -> int:
+        return self.codec.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        return self.codec.fingerprint
+
+    def data(self, corpus: Corpus, name: str, labels: np.ndarray | None) -> LatentData:
+        return LatentData(encode_split(self.codec, corpus, name, self.cache_dir), self.statistics, labels)
+
+    def shape(self, batch: int, length: int) -> tuple[int, ...]:
+        return batch, length, self.codec.width
+
+    def piece(self, text: str, *, last: bool = False) -> Tensor:
+        """States [n, D] of the piece read by itself, without those of the ends that it does not have."""
+        states = self.statistics.normalise(self.codec.encode([text]).x0[0])
+        return states[1:] if last else states[:-1]
+
+    def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
+        return self.codec.decode(self.statistics.unnormalise(x0), shown, strategy, seeds)
+
+    def save(self, run_dir: Path) -> None:
+        self.statistics.save(run_dir / STATISTICS)
+
+
+def load_codec(options: CodecOptions, device: torch.device) -> Seq2SeqCodec:
+    return Seq2SeqCodec.load(find_model(options.enc_dec_model), options.max_length, device)
+
+
+def encode_split(codec: Seq2SeqCodec, corpus: Corpus, name: str, folder: Path) -> LatentCache:
+    """The encoded split, from disk where this codec encoded the same texts before."""
+    cache = encoded(codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}")
+    if cache.truncated:
+        note(f"{name}: {cache.truncated:,} of {len(cache.lengths):,} texts were cut at {codec.max_length} tokens")
+    return cache
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """A split as the trainer wants it: token ids by index."""
+
+    split: TokenSplit
+    labels: np.ndarray | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.split.lengths
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """x0 [B, L] ids, PAD where padded; sources are clamped."""
+        x0, valid, clamped = self.split.batch(indices)
+        return Batch(x0, valid, None if self.labels is None else torch.from_numpy(self.labels[indices]), clamped)
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """Token ids of a cached tokenizer, or of single characters."""
+
+    codec: TokenCodec
+    options: TokenOptions
+    lengths: LengthModel
+    token_counts: Tensor  # [V] in the training texts
+
+    strategies: ClassVar[tuple[str, ...]] = ("sample",)
+
+    @classmethod
+    def fit(cls, options: TokenOptions, codec_options: CodecOptions, corpus: Corpus, running: bool) -> TokenSpace:
+        """Finds or makes the tokenizer and counts lengths and tokens of the training split."""
+        codec = make_token_codec(options, codec_options, corpus, running)
+        split = _encode(codec, corpus, "train", options)
+        limit = codec.target_limit(options.condition_on_source)
+        lengths = LengthModel.fit(split.target_lengths, limit)
+        if options.token_counts is None:
+            return cls(codec, options, lengths, codec.token_counts(split))
+        (counts,) = load_tensors(Path(options.token_counts), "token_counts")
+        if counts.shape != (codec.vocab_size,):
+            raise UsageError(
+                f"--token_counts {options.token_counts}: counts {len(counts):,} tokens, the tokenizer has "
+                f"{codec.vocab_size:,}; count with the same --tokenizer"
+            )
+        return cls(codec, options, lengths, counts)
+
+    @classmethod
+    def load(cls, options: TokenOptions, codec_options: CodecOptions, run_dir: Path, running: bool) -> TokenSpace:
+        """The space of an earlier run, tokenizer included: nothing outside the run folder is needed."""
+        codec = TokenCodec.load(run_dir / TOKENIZER, codec_options.max_length, not running)
+        (counts,) = load_tensors(run_dir / TOKEN_COUNTS, "token_counts")
+        return cls(codec, options, LengthModel.load(run_dir / LENGTHS), counts)
+
+    @property
+    def limit(self) -> int:
+        """Longest text in tokens; a source stands before it."""
+        return self.codec.target_limit(self.options.condition_on_source)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.codec.fingerprint
+
+    def data(self, corpus: Corpus, name: str, labels: np.ndarray | None) -> TokenData:
+        return TokenData(_encode(self.codec, corpus, name, self.options), labels)
+
+    def shape(self, batch: int, length: int) -> tuple[int, ...]:
+        return batch, length
+
+    def piece(self, text: str, *, last: bool = False) -> Tensor:
+        end = [self.codec.eos_id] if last and self.codec.add_eos else []
+        return torch.tensor(self.codec.encode_piece(text) + end, dtype=torch.long)
+
+    def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
+        return self.codec.decode(x0, shown)
+
+    def save(self, run_dir: Path) -> None:
+        self.codec.save(run_dir / TOKENIZER)
+        self.lengths.save(run_dir / LENGTHS)
+        save_file({"token_counts": self.token_counts}, run_dir / TOKEN_COUNTS)
+
+
+def make_token_codec(options: TokenOptions, codec: CodecOptions, corpus: Corpus, running: bool) -> TokenCodec:
+    """The tokenizer that the options name; characters are those of the training texts and sources."""
+    if options.tokenizer == CHARACTERS:
+        sources = [source for source in corpus.train.sources if source] if options.condition_on_source else []
+        return TokenCodec(character_tokenizer([*corpus.train.texts, *sources]), codec.max_length, not running)
+    return TokenCodec.load(find_tokenizer(options.tokenizer or codec.enc_dec_model), codec.max_length, not running)
+
+
+def _encode(codec: TokenCodec, corpus: Corpus, name: str, options: TokenOptions) -> TokenSplit:
+    texts = getattr(corpus, name)
+    sources = texts.sources if options.condition_on_source else None
+    split = codec.encode_split(texts.texts, sources, fill=options.lengths == "modelled")
+    for cut, what, limit in (
+        (split.truncated, "texts", codec.target_limit(sources is not None)),
+        (split.truncated_sources, "sources", codec.max_length // 2),
+    ):
+        if cut:
+            note(f"{name}: {cut:,} of {len(texts):,} {what} were cut at {limit} tokens")
+    return split
