@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.categorical import sample_categorical, widened
+from diffusion.categorical import sample_categorical, widened, without
 from diffusion.process import Predict
 from diffusion.randomness import Randomness, uniform
+from diffusion.schedules import even_grid
 
 ERASED = -1
 
@@ -33,7 +34,7 @@ class AutoregressiveProcess:
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """Times 1 to 0, one step for each of `sampling_timesteps` positions."""
-        return [1 - i / sampling_timesteps for i in range(sampling_timesteps)] + [0.0]
+        return even_grid(sampling_timesteps)
 
     def prior(self, shape: tuple[int, ...], generator: Randomness, device: Any = None) -> Tensor:
         """Nothing written yet."""
@@ -45,30 +46,28 @@ class AutoregressiveProcess:
 
     def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """log p(x_i | x_1 .. x_(i-1)) [B, L, V]."""
-        return self._without_mask(output).log_softmax(-1)
+        return self._logits(output).log_softmax(-1)
 
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
-        """Write the position from (1 - t) L to (1 - s) L where it is erased; ValueError unless that is just one."""
-        place = torch.arange(xt.shape[1], device=xt.device) + 1e-6  # times on a grid are not quite multiples of 1 / L
-        reached = (1 - torch.stack([t, s])[..., None].double()) * xt.shape[1]
-        now = (place >= reached[0]) & (place < reached[1])  # [B, L]
-        if not (now.sum(1) == 1).all():
+        """Write position (1 - t) L where it is erased; ValueError unless the next one is (1 - s) L."""
+        now, then = (((1 - time.double()) * xt.shape[1]).round().long() for time in (t, s))
+        if not (then - now == 1).all():
             raise ValueError("tokens are written one at a time: a grid of as many steps as positions is needed")
         u = uniform((len(xt),), generator, xt.device, torch.float64)
-        drawn = sample_categorical(x0_hat[now].double().exp(), u)
-        return torch.where(now & (xt == ERASED), drawn[:, None], xt)
+        rows = torch.arange(len(xt), device=xt.device)
+        drawn = sample_categorical(x0_hat[rows, now].double().exp(), u)
+        written = torch.where(xt[rows, now] == ERASED, drawn, xt[rows, now])
+        return xt.index_put((rows, now), written)
 
     def loss(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """-log p of every token [B, L] in nats."""
-        return F.cross_entropy(self._without_mask(output).transpose(1, 2), x0, reduction="none")
+        return F.cross_entropy(self._logits(output).transpose(1, 2), x0, reduction="none")
 
     def bound(self, predict: Predict, x0: Tensor, free: Tensor, u: Tensor, generator: Randomness) -> Tensor:
         """-log p of every free token [B, L]: the same at every draw."""
         nats = -predict(x0, torch.zeros_like(u)).gather(-1, x0[..., None]).squeeze(-1)
         return torch.where(free, nats.double(), 0.0)
 
-    def _without_mask(self, output: Tensor) -> Tensor:
+    def _logits(self, output: Tensor) -> Tensor:
         output = widened(output)
-        if self.mask_id is None:
-            return output
-        return output.index_fill(-1, torch.tensor(self.mask_id, device=output.device), -torch.inf)
+        return output if self.mask_id is None else without(self.mask_id, output)

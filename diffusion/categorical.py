@@ -1,4 +1,4 @@
-"""Drawing tokens: inversion of cumulated probabilities in float64.
+"""Probabilities of tokens, and drawing from them: inversion of cumulated probabilities in float64.
 
 The usual race argmax(log p + Gumbel) in single precision cuts the Gumbel's tail (at 16.6 instead of 36.7), so that
 rare tokens lose against a likely one far too often: samples look fluent and lack entropy (Zheng et al. 2024,
@@ -26,3 +26,8 @@ def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
 def widened(output: Tensor) -> Tensor:
     """Network output in float32 at least: half-precision log-probabilities are off by some hundredths of a nat."""
     return output if output.dtype == torch.float64 else output.float()
+
+
+def without(mask_id: int, logits: Tensor) -> Tensor:
+    """logits [..., V] with -inf for the mask."""
+    return logits.index_fill(-1, torch.tensor(mask_id, device=logits.device), -torch.inf)

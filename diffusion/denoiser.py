@@ -81,7 +81,9 @@ class Denoiser(nn.Module):
         self.self_condition = options.self_condition
         self.time = None if time_input == "none" else TimeEmbedding(width)
         self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no label"
-        self.adaptive = time_input == "layerwise"
+        self.adaptive = options.scale_shift or time_input == "layerwise"
+        # Untold the time, adaptive layers see a constant: the trunk is the same one for every method.
+        self.constant = nn.Parameter(0.02 * torch.randn(width)) if self.adaptive and self.time is None else None
         self.trunk = stack(
             dim=width,
             depth=options.tx_depth,
@@ -109,7 +111,9 @@ class Denoiser(nn.Module):
         return self.trunk(h, mask=valid, **({"condition": condition} if self.adaptive else {}), **trunk)
 
     def _condition(self, t: Tensor, label: Tensor | None) -> Tensor | None:
-        condition = None if self.time is None else self.time(t)
+        condition = self.constant if self.time is None else self.time(t)
+        if self.constant is not None:
+            condition = condition.expand(len(t), -1)
         if self.label is None:
             return condition
         none = self.label.num_embeddings - 1
@@ -159,7 +163,7 @@ class CausalDenoiser(Denoiser):
 
     def __init__(self, vocab_size: int, options: DenoiserOptions, classes: int = 0):
         super().__init__(options, classes, "none", Decoder)
-        self.start = nn.Parameter(0.02 * torch.randn(options.tx_dim))
+        self.start = nn.Parameter(torch.randn(options.tx_dim))
         self.read = _embedding(vocab_size, options.tx_dim)
         self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
 
@@ -187,9 +191,9 @@ class CausalDenoiser(Denoiser):
 
 
 def _embedding(vocab_size: int, width: int) -> nn.Embedding:
-    embedding = nn.Embedding(vocab_size, width)
-    nn.init.normal_(embedding.weight, std=0.02)
-    return embedding
+    # Of unit variance, nn.Embedding's own: smaller ones drown in what the first layers add, and the network then takes
+    # hundreds of steps more to look at the tokens at all.
+    return nn.Embedding(vocab_size, width)
 
 
 def _silent(layer: nn.Linear) -> nn.Linear:

@@ -5,12 +5,13 @@ Each has `rows(index)`, the same for some of its samples. B batch, L positions, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.categorical import without
 from diffusion.process import Process
 
 
@@ -60,26 +61,37 @@ class Tempered:
     """p(x0) sharpened position by position: to the power 1 / temperature, then cut to its likeliest part.
 
     top_p keeps the smallest set of tokens with that probability (Holtzman et al. 2020, arXiv:1904.09751), top_k a
-    number of tokens. For predictions that are log-probabilities.
+    number of tokens. For predictions that are log-probabilities. Where these give the mask some, as D3PM does, it keeps
+    its share: how many tokens show at a time is not what is to be sharpened, and the mask alone could not be drawn.
     """
 
     predict_x0: Predictor
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all
+    mask_id: int | None = None
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         return self._sharpened(self.predict_x0(xt, t))
 
     def rows(self, index: Tensor) -> Tempered:
-        return Tempered(self.predict_x0.rows(index), self.temperature, self.top_p, self.top_k)
+        return replace(self, predict_x0=self.predict_x0.rows(index))
 
     def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
         log_p, cache = self.predict_x0.next(written, cache)
         return self._sharpened(log_p), cache
 
     def _sharpened(self, log_p: Tensor) -> Tensor:
-        log_p = (log_p / self.temperature).log_softmax(-1)
+        if self.mask_id is None:
+            return self._cut(log_p)
+        tokens = without(self.mask_id, log_p)
+        sharpened = self._cut(tokens) + tokens.logsumexp(-1, keepdim=True)
+        sharpened[..., self.mask_id] = log_p[..., self.mask_id]
+        return sharpened
+
+    def _cut(self, log_p: Tensor) -> Tensor:
+        likeliest = log_p.amax(-1, keepdim=True)  # stays finite at any temperature
+        log_p = ((log_p - likeliest) / self.temperature).log_softmax(-1)
         if self.top_k:
             least = log_p.topk(min(self.top_k, log_p.shape[-1])).values[..., -1:]
             log_p = log_p.masked_fill(log_p < least, -torch.inf).log_softmax(-1)

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.categorical import sample_categorical, widened
+from diffusion.categorical import sample_categorical, widened, without
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
+from diffusion.schedules import even_grid
 
 MARGIN = 1e-4  # training times keep this far from 0 and 1, where the weight 1 / (t (1 - t)) is infinite
 BOUND_MARGIN = 1e-12  # the same for the bound, whose ends have next to no weight
@@ -87,7 +88,7 @@ class InterpolatingProcess:
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 even times from 1 to 0, without a margin: both ends are exact, and the step to 0 leaves no mask."""
-        return [i / sampling_timesteps for i in range(sampling_timesteps, -1, -1)]
+        return even_grid(sampling_timesteps)
 
     def prior(self, shape: tuple[int, ...], generator: Randomness, device: Any = None) -> Tensor:
         """All masks."""
@@ -108,8 +109,7 @@ class InterpolatingProcess:
 
     def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """log x_theta [B, L, V], the mask excluded."""
-        mask = torch.tensor(self.mask_id, device=output.device)
-        return widened(output).index_fill(-1, mask, -torch.inf).log_softmax(-1)
+        return without(self.mask_id, widened(output)).log_softmax(-1)
 
     def weights(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """The bound's weights [B, L] for 0 < t < 1: the rate into x_t from elsewhere divided by q_t(x_t | x_0)."""

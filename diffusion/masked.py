@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffusion.categorical import sample_categorical, widened
-from diffusion.process import DiffusionError, Predict
+from diffusion.categorical import sample_categorical, widened, without
+from diffusion.process import Predict
 from diffusion.randomness import Randomness, uniform
-from diffusion.schedules import step_times, time_grid
+from diffusion.schedules import even_grid, step_times, time_grid
 from diffusion.survival import EPSILON, Survival
 
 # Earliest training time of MDLM. The few masks before it would have weights 1 / t without limit, hence a loss of
@@ -74,9 +74,7 @@ class MaskedProcess:
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 evenly spaced times from 1 to 0; DiffusionError unless S >= 1."""
-        if sampling_timesteps < 1:
-            raise DiffusionError(f"--sampling_timesteps {sampling_timesteps}: expected at least 1")
-        return [1 - i / sampling_timesteps for i in range(sampling_timesteps)] + [0.0]
+        return even_grid(sampling_timesteps)
 
     def prior(self, shape: tuple[int, ...], generator: Randomness, device: Any = None) -> Tensor:
         """All masks; draws nothing."""
@@ -245,11 +243,6 @@ def mask_some(
 def nats(x0_hat: Tensor, x0: Tensor, is_masked: Tensor) -> Tensor:
     """-log p(x0) [B, L] in float64 where masked, exactly 0 elsewhere, whatever x0_hat says there."""
     return torch.where(is_masked, -x0_hat.gather(-1, x0[..., None]).squeeze(-1).double(), 0.0)
-
-
-def without(mask_id: int, logits: Tensor) -> Tensor:
-    """logits [..., V] with -inf for the mask."""
-    return logits.index_fill(-1, torch.tensor(mask_id, device=logits.device), -torch.inf)
 
 
 def reverse_masks(x0_hat: Tensor, xt: Tensor, stays: Tensor, mask_id: int) -> Tensor:

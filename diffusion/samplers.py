@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianProcess, like
-from diffusion.process import DiffusionError, Process, check_choices
+from diffusion.process import DiffusionError, Predict, Process, check_choices
 from diffusion.randomness import Randomness, normal
 
-PredictX0 = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, int, Tensor], None]
 
 
 @torch.no_grad()
 def sample_ancestral(
     process: Process,
-    predict_x0: PredictX0,
+    predict_x0: Predict,
     x: Tensor,
     times: Sequence[float],
     *,
@@ -44,7 +43,7 @@ def sample_ancestral(
 @torch.no_grad()
 def sample_ddim(
     process: GaussianProcess,
-    predict_x0: PredictX0,
+    predict_x0: Predict,
     x: Tensor,
     times: Sequence[float],
     *,

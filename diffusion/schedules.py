@@ -95,6 +95,13 @@ def time_grid(timesteps: int, sampling_timesteps: int) -> list[float]:
     return [(i + 1) / timesteps for i in reversed(index.tolist())]
 
 
+def even_grid(sampling_timesteps: int) -> list[float]:
+    """S + 1 even times from 1 to 0, for processes in continuous time; DiffusionError unless S >= 1."""
+    if sampling_timesteps < 1:
+        raise DiffusionError(f"--sampling_timesteps {sampling_timesteps}: expected at least 1")
+    return [i / sampling_timesteps for i in range(sampling_timesteps, -1, -1)]
+
+
 def step_times(u: Tensor, timesteps: int, T_k: int) -> Tensor:
     """Training times t [B] = (i + 1) / T in float64, i the floor of u T_k: u [B] uniform on [0, 1) draws i < T_k."""
     return ((u.double() * T_k).floor() + 1) / timesteps

@@ -15,6 +15,7 @@ from diffusion.gaussian import like
 from diffusion.graphs import AbsorbingGraph, Graph, UniformGraph, move_chance, staggered, transition_into
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
+from diffusion.schedules import even_grid
 from diffusion.survival import Survival, SurvivalOptions
 
 TIME_MIN = 1e-3  # times between 0 and this count as this: ratios grow like 1 / sigma, and nothing is learnt below it
@@ -68,8 +69,8 @@ class ScoreEntropyProcess:
         return TIME_MIN + (max(T_k / self.timesteps, TIME_MIN) - TIME_MIN) * u.double()
 
     def grid(self, sampling_timesteps: int) -> list[float]:
-        """S + 1 times from 1 to 0, evenly."""
-        return [(sampling_timesteps - i) / sampling_timesteps for i in range(sampling_timesteps + 1)]
+        """S + 1 even times from 1 to 0."""
+        return even_grid(sampling_timesteps)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Total noise at t [B], float64; 0 at t = 0 whatever the schedule starts from."""

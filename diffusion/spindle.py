@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from diffusion.categorical import sample_categorical, widened
-from diffusion.masked import nats, without
+from diffusion.categorical import sample_categorical, widened, without
+from diffusion.masked import nats
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
 from diffusion.schedules import step_times, time_grid

@@ -55,25 +55,22 @@ def sample_first_hitting(
 ) -> Tensor:
     """The limit of infinitely many steps in as many as there are masks: one token at a time, at its own random time.
 
-    With n masks left the move chance falls by u^(1/n), and one of them, any, is decided (Zheng et al. 2024,
-    arXiv:2409.02908, algorithm 1). The grid of times is not used.
+    A mask goes when the move chance has fallen to a value that is uniformly distributed. Zheng et al. 2024 draw these
+    values in their order (arXiv:2409.02908, algorithm 1); here each position draws its own, so that padding changes
+    nothing for the others. The grid of times is not used.
     """
-    move = torch.ones(len(x), dtype=torch.float64, device=x.device)
-    is_masked = x == process.mask_id
-    total = int(is_masked.sum(1).max())
+    hit, token = (uniform(x.shape, generator, x.device, torch.float64) for _ in range(2))
+    all_masked = process.survival.move_chance(torch.ones((), dtype=torch.float64, device=x.device))
+    hit = torch.where(x == process.mask_id, hit * all_masked, -1.0)  # -1: nothing to decide
+    total = int((hit >= 0).sum(1).max())
     for i in range(1, total + 1):
-        left = is_masked.sum(1)
-        fall, choice, token = (uniform((len(x),), generator, x.device, torch.float64) for _ in range(3))
-        move = move * fall ** (1 / left.clamp(min=1))
-        rows = (left > 0).nonzero().squeeze(1)
-        which = (choice[rows] * left[rows]).long()  # which of its masks each row decides
-        position = (is_masked[rows].cumsum(1) == which[:, None] + 1).int().argmax(1)
-        t = process.survival.time_of_move_chance(move)[rows]
-        log_p = predict_x0.rows(rows)(x[rows], t)
-        own = log_p[torch.arange(len(rows), device=x.device), position]
-        x = x.clone()
-        x[rows, position] = sample_categorical(own.double().exp(), token[rows])
-        is_masked = x == process.mask_id
+        move, position = hit.max(1)
+        rows = (move >= 0).nonzero().squeeze(1)
+        at = rows, position[rows]
+        log_p = predict_x0.rows(rows)(x[rows], process.survival.time_of_move_chance(move[rows]))
+        own = log_p[torch.arange(len(rows), device=x.device), position[rows]]
+        x = x.index_put(at, sample_categorical(own.double().exp(), token[at]))
+        hit[at] = -1.0
         if on_step is not None:
             on_step(i, total, x)
     return x
@@ -111,22 +108,22 @@ def sample_left_to_right(
 ) -> Tensor:
     """One token after the other with a cache of keys and values; positions that hold a token already keep it.
 
-    After `stop_id` was written a row is finished: the rest of it is filled with that id, and the sampler ends early
-    when all rows are. The grid of times is not used.
+    After `stop_id` was drawn a row is finished: what is erased of the rest is filled with that id, and the sampler ends
+    early when all rows are. The grid of times is not used.
     """
     x, length, cache = x.clone(), x.shape[1], None
+    # All at once: how long other rows go on must not change what a generator draws next.
+    u = uniform(x.shape, generator, x.device, torch.float64)
     running = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for i in range(length):
         log_p, cache = predict_x0.next(x[:, :i], cache)
-        u = uniform((len(x),), generator, x.device, torch.float64)
-        token = torch.where(x[:, i] == ERASED, sample_categorical(log_p.double().exp(), u), x[:, i])
+        drawn, is_erased = sample_categorical(log_p.double().exp(), u[:, i]), x[:, i] == ERASED
         if stop_id is not None:
-            token = torch.where(running, token, stop_id)
-            running &= token != stop_id
-        x[:, i] = token
+            drawn = torch.where(running, drawn, stop_id)
+            running &= ~is_erased | (drawn != stop_id)
+        x[:, i] = torch.where(is_erased, drawn, x[:, i])
         if on_step is not None:
             on_step(i + 1, length, x)
         if not running.any():
-            x[:, i + 1 :] = stop_id
-            break
+            return torch.where(x == ERASED, stop_id, x)
     return x

@@ -4,12 +4,14 @@ N texts, K draws of a bound.
 """
 
 from collections.abc import Sequence
-from math import log, nan, sqrt
+from math import isfinite, log, nan, sqrt
 
 import numpy as np
 
 from offline_metrics.errors import MetricError
 from offline_metrics.scores import Scores
+
+NO_SPREAD = "one {0}, or an infinite one, has no spread"
 
 
 def likelihood(
@@ -30,10 +32,12 @@ def likelihood(
     per_text, row = nats.mean(1), Scores()
     for name, count in counts.items():
         value, error = _ratio(per_text, count)
-        row.add({name: value, f"{name}_std": error}, "there are no words")
-    draws = nats.shape[1]
-    noise = sqrt((nats.var(1, ddof=1) / draws).sum()) / counts["nats_per_token"].sum() if draws > 1 else nan
-    row["nats_per_token_draws"] = noise
+        row.add({name: value}, "there are no words")
+        row.add({f"{name}_std": error}, NO_SPREAD.format("text"))
+    draws, noise = nats.shape[1], nan
+    if draws > 1 and np.isfinite(nats).all():
+        noise = sqrt((nats.var(1, ddof=1) / draws).sum()) / counts["nats_per_token"].sum()
+    row.add({"nats_per_token_draws": noise}, NO_SPREAD.format("draw"))
     row |= {"likelihood_texts": float(len(nats)), "likelihood_tokens": float(np.sum(tokens)), "draws": float(draws)}
     return row
 
@@ -43,7 +47,7 @@ def _ratio(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     if not counts.sum():
         return nan, nan
     value, n = totals.sum() / counts.sum(), len(totals)
-    if n < 2:
+    if n < 2 or not isfinite(value):
         return float(value), nan
     residual = totals - value * counts
     return float(value), float(sqrt(n / (n - 1) * (residual**2).sum()) / counts.sum())

@@ -11,6 +11,8 @@ class MetricInfo(NamedTuple):
     format: str
 
 
+LIKELIHOOD = ("nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character")
+
 # The columns of a report, in order.
 METRICS: dict[str, MetricInfo] = {
     "nats_per_token": MetricInfo("nats/token", False, ".3f"),
@@ -69,6 +71,10 @@ COUNTS: frozenset[str] = frozenset(
         "found_4grams",
         "total_4grams",
         "total_words",
+        "likelihood_texts",
+        "likelihood_tokens",
+        "draws",
+        "nats_per_token_draws",
     }
 )
 

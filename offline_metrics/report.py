@@ -1,7 +1,8 @@
 """Rows of results as a table, over several runs as mean and spread, and as JSON on disk.
 
-The spread printed after ± is `<key>_std`. In the row of one run that is the spread over MAUVE's clustering seeds; in
-a row made by `aggregate` it is the spread over runs, and the former is kept as `<key>_clustering_std`.
+The spread printed after ± is `<key>_std`. For likelihoods that is the standard error over texts. In the row of one run
+it is else the spread over MAUVE's clustering seeds; in a row made by `aggregate` it is the spread over runs, and the
+former is kept as `<key>_clustering_std`.
 """
 
 import json
@@ -13,13 +14,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from offline_metrics.errors import MetricError
-from offline_metrics.metric_info import COUNTS, METRICS, MetricInfo, info_of
+from offline_metrics.metric_info import COUNTS, LIKELIHOOD, METRICS, MetricInfo, info_of
 from offline_metrics.scores import Scores
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 NO_VALUE = "–"
 SPREAD = "_std"
 CLUSTERING_SPREAD = "_clustering_std"
+ERROR_LEGEND = "± of nats and bits: standard error over texts."
 SPREAD_LEGEND = (
     "±: sample standard deviation, over the runs where a row gathers several, else over MAUVE's clustering seeds."
 )
@@ -43,7 +45,9 @@ def table(
     for title, row in rows.items():
         cells = [_cell(row, name, info, reasons) for name, info in zip(columns, column_infos, strict=True)]
         lines.append(["human text" if title == human else title, *cells])
-    footnotes = [SPREAD_LEGEND] if any("±" in cell for line in lines[1:] for cell in line) else []
+    spread = {name for row in lines[1:] for name, cell in zip(columns, row[1:], strict=True) if "±" in cell}
+    footnotes = [ERROR_LEGEND] if spread & set(LIKELIHOOD) else []
+    footnotes += [SPREAD_LEGEND] if spread - set(LIKELIHOOD) else []
     footnotes += [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
     return "\n\n".join(["\n".join(_aligned(lines)), *footnotes]) + "\n"
 

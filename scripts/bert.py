@@ -22,10 +22,16 @@ def load_bert(folder: Path, codec: TokenCodec, process: Process, time_input: str
     except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{folder}: no masked language model ({reason}); expected a BERT with safetensors") from error
+    if model.config.model_type not in ("bert", "roberta"):
+        raise ModelError(f"{folder}: a model of type {model.config.model_type}; expected bert or roberta")
     tokenizer = codec.tokenizer
     if model.config.vocab_size != codec.vocab_size:
         raise ModelError(
             f"{folder}: has {model.config.vocab_size:,} tokens, the tokenizer {codec.vocab_size:,}; expected the "
             "tokenizer of the same model: leave out --tokenizer"
         )
-    return BertDenoiser(model, tokenizer.cls_token_id, timesteps=process.timesteps, time_input=time_input)
+    denoiser = BertDenoiser(model, tokenizer.cls_token_id, timesteps=process.timesteps, time_input=time_input)
+    room = denoiser.positions - (2 if time_input == "token" else 1)  # less [CLS] and the time
+    if codec.max_length > room:
+        raise ModelError(f"{folder}: has room for {room} tokens; expected --max_length of at most that")
+    return denoiser

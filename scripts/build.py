@@ -101,6 +101,10 @@ class System:
         extra = EXTRA_METRICS.get(self.corpus.name)
         return MetricSuite(self.options.metrics, *self.metric_models, self.corpus.train.texts, references, extra, seed)
 
+    def sources(self, split: Split, seed: int) -> list[str] | None:
+        """The sources of a split in the order of `suite`; None for methods that need none."""
+        return shuffled(split.sources, seed) if self.options.tokens.condition_on_source else None
+
 
 def shuffled(texts: Sequence[str], seed: int) -> list[str]:
     """The texts in an order drawn from `seed`: files often keep like with like, and metrics read the first n."""
@@ -190,6 +194,11 @@ def tokenizer_name(options: Options) -> str:
     return options.tokens.tokenizer or options.method.bert_model or options.codec.enc_dec_model
 
 
+def space_type(options: Options) -> type[Space]:
+    """The space that the method works in."""
+    return TokenSpace if METHODS[options.method.method].on_tokens else LatentSpace
+
+
 def fit_space(options: Options, corpus: Corpus) -> Space:
     """The space of a new run, from the training split."""
     if not METHODS[options.method.method].on_tokens:
@@ -208,7 +217,6 @@ def load_space(options: Options, run_dir: Path) -> Space:
 def build(options: Options, corpus: Corpus, space: Space) -> System:
     """A system with a fresh denoiser, its weights drawn from --random_seed."""
     process = METHODS[options.method.method].process(options, space)
-    process.grid(options.sampling.sampling_timesteps)  # refuses a number of steps that it cannot make
     with torch.random.fork_rng():
         torch.manual_seed(options.training.random_seed)  # torch draws initial weights from the global generator
         denoiser = make_denoiser(options, corpus, space, process)

@@ -56,11 +56,11 @@ def main() -> None:
     rows, texts = {}, []
     for name, system in (("this run", here), ("trained for longer", committed)):
         evaluation = evaluate(system, suite, VALID_SEED)
-        evaluation.samples.write(run_dir / "evaluation" / name.replace(" ", "_"))
+        evaluation.write(run_dir / "evaluation" / name.replace(" ", "_"))
         rows |= {HUMAN: evaluation.rows[HUMAN]}
         described = f"{name} ({system.options.sampling.sampling_timesteps} sampling steps)"
-        rows |= {f"{described}, {strategy}": evaluation.rows[strategy] for strategy in evaluation.samples.texts}
-        texts = texts or evaluation.samples.texts["beam"][:SAMPLES_SHOWN]
+        rows |= {f"{described}, {strategy}": evaluation.rows[strategy] for strategy in evaluation.texts}
+        texts = texts or evaluation.texts["beam"][:SAMPLES_SHOWN]
     write_rows(run_dir / "evaluation", rows)
     print(f"\nTen samples of the model just trained ({STEPS} steps):\n")
     print("\n".join(f"  {text}" for text in texts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from offline_metrics import report
 from offline_metrics.scores import Scores
 from offline_metrics.suite import MetricSuite
 from scripts.build import System
+from scripts.conditional import add_pair_scores, candidate_sets, chosen, sample_candidates
 from scripts.console import note
 from scripts.samples_file import Samples
 from scripts.sampling import sample
@@ -23,15 +26,24 @@ HUMAN = "human"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One seed's samples and the scores of each decoding strategy, beside the human row."""
+    """One seed's samples and the scores of each way of writing them, beside the human row."""
 
-    samples: Samples
+    samples: dict[str, Samples]  # by row
     rows: dict[str, Scores]
+    seconds: float  # of sampling and decoding
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """The texts of each row."""
+        return {row: samples.texts.get(row, samples.first) for row, samples in self.samples.items()}
 
     def write(self, folder: Path) -> None:
-        """<strategy>.jsonl, scores.json and table.md."""
-        self.samples.write(folder)
+        """<row>.jsonl, scores.json and table.md; timing.json, which alone differs when the same is done again."""
+        for row, samples in self.samples.items():
+            samples.write_strategy(row if row in samples.texts else next(iter(samples.texts)), folder / f"{row}.jsonl")
         write_rows(folder, self.rows)
+        made = len(next(iter(self.samples.values())).first)
+        report.write_json(folder / "timing.json", {"seconds": self.seconds, "samples": made})
 
 
 def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
@@ -43,8 +55,8 @@ def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
     return table
 
 
-def evaluate(system: System, suite: MetricSuite, seed: int) -> Evaluation:
-    """Samples `num_samples` texts and scores them by every strategy."""
+def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[str] | None = None) -> Evaluation:
+    """Samples `num_samples` texts and scores them by every strategy; `sources` are those of the suite's references."""
     count = system.options.run.num_samples
     available = len(suite.reference_texts)
     if count > available:
@@ -52,11 +64,21 @@ def evaluate(system: System, suite: MetricSuite, seed: int) -> Evaluation:
             f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} with "
             f"{available:,}; the other metrics use all {count:,}"
         )
-    samples = sample(system, count, seed)
+    started = time.monotonic()
+    if sources is None:
+        samples = sample(system, count, seed)
+        made = dict.fromkeys(samples.texts, samples)
+    else:
+        count, candidates = min(count, available), system.options.run.mbr_candidates
+        samples = sample_candidates(system, sources[:count], seed, candidates)
+        made = chosen(samples, candidates)
     rows = {HUMAN: suite.human_row(count)}
-    for strategy, texts in samples.texts.items():
-        rows[strategy] = suite.score(texts)
-    return Evaluation(samples, rows)
+    evaluation = Evaluation(made, rows, time.monotonic() - started)
+    for name, texts in evaluation.texts.items():
+        rows[name] = suite.score(texts)
+        if sources is not None:
+            add_pair_scores(rows[name], texts, suite.reference_texts[:count], candidate_sets(samples, candidates))
+    return evaluation
 
 
 def scalars(rows: dict[str, Scores]) -> dict[str, float]:
@@ -71,27 +93,29 @@ class TrainingEvaluator:
     system: System
     run_dir: Path
     suite: MetricSuite | None = None
+    sources: list[str] | None = None
 
     def __call__(self, step: int, denoiser: nn.Module) -> tuple[dict[str, float], dict[str, list[str]]]:
         """The scores and the texts of each strategy."""
         if self.suite is None:
             self.suite = self.system.suite(self.system.corpus.valid, VALID_SEED)
+            self.sources = self.system.sources(self.system.corpus.valid, VALID_SEED)
         trained = self.system.denoiser
         self.system.denoiser = denoiser
         try:
-            evaluation = evaluate(self.system, self.suite, VALID_SEED)
+            evaluation = evaluate(self.system, self.suite, VALID_SEED, self.sources)
         finally:
             self.system.denoiser = trained
         evaluation.write(self.run_dir / "evaluation" / f"step_{step:08d}")
         note("\n" + report.table(evaluation.rows, human=HUMAN))
-        return scalars(evaluation.rows), evaluation.samples.texts
+        return scalars(evaluation.rows), evaluation.texts
 
 
 def evaluate_split(system: System, split: Split, seeds: tuple[int, ...], folder: Path) -> dict[str, Scores]:
     """One evaluation for each seed, in a folder of its own; then mean and spread over the seeds in `folder`."""
     by_row: dict[str, list[Scores]] = {}
     for seed in seeds:
-        evaluation = evaluate(system, system.suite(split, seed), seed)
+        evaluation = evaluate(system, system.suite(split, seed), seed, system.sources(split, seed))
         evaluation.write(folder / f"seed_{seed}")
         for name, scores in evaluation.rows.items():
             by_row.setdefault(name, []).append(scores)

@@ -1,4 +1,4 @@
-"""Copies what sampling needs of a run into a small folder to share: options, statistics, averaged weights, the log.
+"""Copies what sampling needs of a run into a small folder to share: options, space, averaged weights, the log.
 
     python -m scripts.export_run --run RUN --output_dir FOLDER
 
@@ -16,9 +16,9 @@ from typing import ClassVar
 from safetensors.torch import save_file
 
 from diffusion.training import checkpoint
-from scripts.build import STATISTICS, check_writable
+from scripts.build import check_writable, space_type
 from scripts.errors import UsageError, run
-from scripts.options import parse
+from scripts.options import Options, parse
 
 
 @dataclass
@@ -36,15 +36,15 @@ class ExportOptions:
 
 
 def main() -> None:
-    (options,) = parse([ExportOptions], description=__doc__)
-    source, target = Path(options.run), Path(options.output_dir)
+    (export,) = parse([ExportOptions], description=__doc__)
+    source, target = Path(export.run), Path(export.output_dir)
+    options = Options.from_argv(["--gen_data", "--resume_dir", str(source)])
     newest = checkpoint.find_checkpoint(source)
     check_writable("output_dir", target)
     (target / checkpoint.FOLDER / newest.name).mkdir(parents=True)
-    wanted = [Path(name) for name in ("args.json", STATISTICS, "metrics.jsonl")]
-    wanted.append(newest.relative_to(source) / "state.json")
-    for path in wanted:
-        shutil.copyfile(source / path, target / path)
+    for name in ("args.json", *space_type(options).files, "metrics.jsonl", newest.relative_to(source) / "state.json"):
+        copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
+        copy(source / name, target / name)
     (weights,), _ = checkpoint.load(newest, "ema")
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     save_file(halves, target / newest.relative_to(source) / "ema.safetensors")

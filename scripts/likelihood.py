@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.guidance import Prediction
 from diffusion.likelihood import draws_of_bound
 from diffusion.randomness import SampleGenerators, sample_seeds
 from latent_models.corpora import Split
@@ -20,19 +20,13 @@ from latent_models.token_codec import word_counts
 from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
 from scripts.build import System
-from scripts.errors import UsageError
 from scripts.evaluation import write_rows
-from scripts.sampling import prediction
 
 SEED = 42
 
 
 def evaluate_likelihood(system: System, split: Split, folder: Path) -> Scores:
     """Writes and prints nats per text, token and word of the split."""
-    if not system.method.on_tokens:
-        raise UsageError(
-            "--ppl_eval needs a method on tokens; this run is latent, whose samples --eval and --eval_test score"
-        )
     row = split_likelihood(system, split)
     print(f"{folder}\n\n{write_rows(folder, {system.options.method.method: row})}", flush=True)
     return row
@@ -51,23 +45,14 @@ def split_likelihood(system: System, split: Split) -> Scores:
         rows = group.tolist()
         batch = data.batch(group.numpy())
         x0, valid, free = (each.to(device) for each in (batch.x0, batch.valid, batch.free))
-        predict_x0 = prediction(system, valid, None if batch.label is None else batch.label.to(device))
+        label = None if batch.label is None else batch.label.to(device)
+        predict_x0 = Prediction(system.process, system.denoiser, valid, label)  # not sharpened, as samples may be
         generator = SampleGenerators([seeds[i] for i in rows], valid.sum(1).tolist())
         nats[group] = draws_of_bound(system.process, predict_x0, x0, free, draws, generator).cpu()
-    targets = torch.tensor(data.split.target_lengths)
     if not system.writes_length:
-        nats += system.space.lengths.nll(targets)[:, None]
-    tokens = _tokens_of(system, data.split, targets)
+        nats += system.space.lengths.nll(torch.from_numpy(data.split.target_lengths))[:, None]
+    # Without the PAD that may fill a text up: it is modelled, but not counted.
+    sources = split.sources if system.options.tokens.condition_on_source else None
+    tokens = system.space.codec.encode_split(split.texts, sources).target_lengths
     characters = [len(text) for text in split.texts] if system.space.codec.is_characters else None
     return likelihood(nats.numpy(), tokens.tolist(), word_counts(split.texts), characters)
-
-
-def _tokens_of(system: System, split, targets: Tensor) -> Tensor:
-    """Tokens of each text with its EOS: PAD that fills a text up is modelled, but not counted."""
-    if system.options.tokens.lengths == "drawn":
-        return targets
-    pad = torch.from_numpy(split.ids) == system.space.codec.pad_id
-    ends = torch.from_numpy(split.offsets)
-    padded = torch.cat([torch.zeros(1, dtype=torch.long), pad.long().cumsum(0)])
-    padding = padded[ends[1:]] - padded[ends[:-1]]
-    return targets - padding

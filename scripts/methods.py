@@ -17,6 +17,7 @@ from diffusion.interpolating import InterpolatingProcess
 from diffusion.masked import D3PMProcess, MaskedProcess
 from diffusion.process import Process
 from diffusion.samplers import SAMPLERS
+from diffusion.schedules import time_grid
 from diffusion.score_entropy import ScoreEntropyProcess
 from diffusion.spindle import SpindleProcess
 from diffusion.token_samplers import sample_ddpm_cache, sample_euler, sample_first_hitting, sample_left_to_right
@@ -36,6 +37,7 @@ class Method:
     groups: tuple[str, ...] = ()
     time_input: str = "input"
     on_tokens: bool = True
+    in_steps: bool = False  # T of them, of which sampling takes some; else time is continuous
     causal: bool = False  # reads from left to right and ends a text itself
     is_tempered: bool = True  # predicts probabilities, which a temperature can sharpen
 
@@ -50,6 +52,7 @@ METHODS: dict[str, Method] = {
         samplers=dict(SAMPLERS),
         groups=("gaussian",),
         on_tokens=False,
+        in_steps=True,
         is_tempered=False,
     ),
     "ar": Method(
@@ -67,6 +70,7 @@ METHODS: dict[str, Method] = {
         ),
         samplers=_ancestral(),
         groups=("d3pm",),
+        in_steps=True,
     ),
     "mdlm": Method(
         process=lambda o, space: MaskedProcess(
@@ -116,6 +120,7 @@ METHODS: dict[str, Method] = {
         samplers=_ancestral(),
         groups=("spindle",),
         time_input="none",
+        in_steps=True,
     ),
 }
 OWN_GROUPS = tuple(dict.fromkeys(group for method in METHODS.values() for group in method.groups))
@@ -123,6 +128,8 @@ SHARED_FLAGS = {"timesteps"}  # stands with the Gaussian process, and is the T o
 NEEDS = {"bert_model": ("diffusion_bert",), "token_counts": ("diffusion_bert",)}
 TOKENS_ONLY = ("tokenizer", "lengths", "condition_on_source")
 LATENT_ONLY = ("self_condition", "self_condition_prob", "normalize_latent", "latent_scale", "ddim_sampling_eta")
+TRUNK_ONLY = ("tokenizer", "tx_dim", "tx_depth", "scale_shift", "disable_dropout", "class_conditional")
+SHARPENING = ("temperature", "top_p", "top_k")
 
 
 def _own_mask(space: TokenSpace) -> int | None:
@@ -145,6 +152,8 @@ def check_flags(options: Options) -> None:
         )
     if sampling.sampler not in ("default", "ddim") and "ddim_sampling_eta" in options.given:
         raise UsageError("--ddim_sampling_eta belongs to --sampler ddim; leave it out")
+    if method.in_steps:
+        time_grid(options.gaussian.timesteps, sampling.sampling_timesteps)  # refuses more steps than there are
     if sampling.is_tempered and not method.is_tempered:
         raise UsageError(
             f"--temperature, --top_p and --top_k sharpen probabilities of tokens, which --method {name} does not "
@@ -156,8 +165,39 @@ def check_flags(options: Options) -> None:
         raise UsageError(f"--method {name} ends a text by itself: leave out --lengths modelled")
     if name == "sedd" and options.denoiser.time_input == "none":
         raise UsageError("--time_input none: the ratios that sedd predicts change with time; choose another")
-    if options.sampling.sampler == "ddpm_cache" and options.denoiser.chosen_time_input(method.time_input) != "none":
+    if sampling.sampler == "ddpm_cache" and options.denoiser.chosen_time_input(method.time_input) != "none":
         raise UsageError("--sampler ddpm_cache needs a network that is not told the time: use --time_input none")
+    if options.run.mbr_candidates > 1 and not options.tokens.condition_on_source:
+        raise UsageError("--mbr_candidates chooses among the texts of one source: use --condition_on_source")
+    if options.method.bert_model is not None:
+        _check_bert(options)
+    if options.run.mode == "ppl_eval":
+        _check_likelihood(options)
+
+
+def _check_bert(options: Options) -> None:
+    for flag in TRUNK_ONLY:
+        if flag in options.given:
+            raise UsageError(
+                f"--{flag} does not go with --bert_model, which brings its own tokenizer and a network without "
+                "classes; leave one of the two out"
+            )
+
+
+def _check_likelihood(options: Options) -> None:
+    name = options.method.method
+    if not METHODS[name].on_tokens:
+        raise UsageError(
+            f"--ppl_eval needs a method on tokens; this run is {name}, whose samples --eval and --eval_test score"
+        )
+    if name == "diffusion_bert" and options.spindle.spindle not in ("none", "type"):
+        raise UsageError(
+            f"--ppl_eval: --spindle {options.spindle.spindle} has no likelihood, since its reverse step depends on the "
+            "sentence to be made; train with --spindle type or none"
+        )
+    for flag in SHARPENING:
+        if flag in options.given:
+            raise UsageError(f"--{flag} changes samples; --ppl_eval is of the model as it was trained, leave it out")
 
 
 def _owners(options: Options, flag: str) -> tuple[str, ...]:

@@ -77,6 +77,10 @@ class RunOptions:
         default=None, metadata={"help": "also log to Weights & Biases under this name, in offline mode"}
     )
     num_samples: int = field(default=16, metadata={"help": "texts to generate at an evaluation"})
+    mbr_candidates: int = field(
+        default=1,
+        metadata={"help": "texts for each source in evaluation, of which MBR chooses one (--condition_on_source)"},
+    )
     eval: bool = field(default=False, metadata={"help": "sample and score against the validation split, seed 42"})
     eval_test: bool = field(
         default=False, metadata={"help": "sample and score against the test split, seeds 42 to 46: mean and spread"}
@@ -97,6 +101,8 @@ class RunOptions:
             raise UsageError(f"--{chosen[0]} and --{chosen[1]}: expected one mode at a time")
         if self.num_samples < 1:
             raise UsageError(f"--num_samples {self.num_samples}: expected at least 1")
+        if self.mbr_candidates < 1:
+            raise UsageError(f"--mbr_candidates {self.mbr_candidates}: expected at least 1")
         if chosen and self.resume_dir is None:
             raise UsageError(f"--{chosen[0]} needs --resume_dir, the folder of a trained run")
         if self.resume_dir is not None and not chosen:

@@ -2,6 +2,7 @@
 
     python -m scripts.sample --resume_dir RUN --num_samples 20 [--random_seed 7] [--sampling_timesteps 50]
     python -m scripts.sample --resume_dir RUN --prefix "The Vaults" --suffix "near the river." --show_intermediate
+    python -m scripts.sample --resume_dir RUN --mbr_candidates 10 --output_file FILE.jsonl   # a run with sources
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scripts.build import System, check_writable, load_system
+from scripts.build import System, check_writable, load_system, space_type
+from scripts.conditional import FIRST, chosen
 from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.methods import METHODS
 from scripts.options import GROUPS, Options, parse
+from scripts.samples_file import Samples
 from scripts.sampling import Given, Piece, Watch, sample
 from scripts.semi_autoregressive import sample_long
-from scripts.spaces import LatentSpace, TokenSpace
 
 
 @dataclass
@@ -61,12 +63,12 @@ def given_by(system: System, options: SampleOptions, count: int) -> Given:
         sources = getattr(system.corpus, options.split).sources
         if count > len(sources):
             raise UsageError(f"--num_samples {count}: the {options.split} split has {len(sources):,} sources")
-        sources = sources[:count]
+        sources = [source for source in sources[:count] for _ in range(system.options.run.mbr_candidates)]
     if options.prefix is not None:
-        pieces.append(Piece(piece(options.prefix), 0))
+        pieces.append(Piece(piece(options.prefix, first=True), 0))
     for each in options.clamp:
         position, _, text = each.partition(":")
-        pieces.append(Piece(piece(text), int(position)))
+        pieces.append(Piece(piece(text, first=int(position) == 0), int(position)))
     if options.suffix is not None:
         pieces.append(Piece(piece(options.suffix, last=True), None))
     return Given(sources, tuple(pieces))
@@ -77,7 +79,8 @@ def show_steps(system: System) -> Watch:
 
     def watch(i: int, n: int, rows: Sequence[int], x: Tensor) -> None:
         for row, ids in zip(rows, x, strict=True):
-            print(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(ids)!r}", flush=True)
+            written = [each for each in ids.tolist() if each >= 0]  # ar has written none behind
+            print(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(written)!r}", flush=True)
 
     return watch
 
@@ -92,27 +95,45 @@ def main() -> None:
     system, step = load_system(options)
     strategy = output.strategy or system.space.strategies[0]
     note(f"{options.run.resume_dir}, step {step:,}")
-    count, seed = options.run.num_samples, options.training.random_seed
+    count, seed, given = options.run.num_samples, options.training.random_seed, Given()
     if output.semi_ar_stride is not None:
         samples = sample_long(system, count, seed, output.semi_ar_stride, output.semi_ar_strides)
     else:
         watch = show_steps(system) if output.show_intermediate else None
         given = given_by(system, output, count)
+        count = count if given.sources is None else len(given.sources)
         samples = sample(system, count, seed, strategies=[strategy], given=given, watch=watch)
+    if given.sources is not None:
+        samples = keep_candidates(samples, options.run.mbr_candidates, output.output_file)
     if output.output_file is None:
         print("\n".join(samples.first))
     else:
         samples.write_strategy(next(iter(samples.texts)), Path(output.output_file))
 
 
+def keep_candidates(samples: Samples, candidates: int, output_file: str | None) -> Samples:
+    """The text chosen for each source; where there were several they go to a file beside the output."""
+    if candidates > 1 and output_file is not None:
+        samples.write_strategy(FIRST, Path(output_file).with_suffix(".candidates.jsonl"))
+    *_, best = chosen(samples, candidates).values()
+    return best
+
+
 def check_sampling(options: Options, output: SampleOptions) -> None:
     """Raises UsageError for what the method cannot do."""
     method = METHODS[options.method.method]
-    strategies = TokenSpace.strategies if method.on_tokens else LatentSpace.strategies
+    strategies = space_type(options).strategies
     if output.strategy is not None and output.strategy not in strategies:
         raise UsageError(f"--strategy {output.strategy!r} is not one of: {', '.join(strategies)}")
     if not method.on_tokens and (output.show_intermediate or output.semi_ar_stride is not None):
         raise UsageError("--show_intermediate and --semi_ar_stride need a method on tokens; this run is latent")
+    if output.semi_ar_stride is None:
+        return
+    for flag in ("prefix", "suffix", "clamp", "show_intermediate"):
+        if getattr(output, flag):
+            raise UsageError(f"--{flag} does not go with --semi_ar_stride, which has no place for it; leave it out")
+    if options.tokens.condition_on_source:
+        raise UsageError("--semi_ar_stride: texts made from sources have no continuation; leave it out")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.errors import UsageError
 
@@ -19,12 +21,19 @@ class Samples:
     seeds: list[int]
     lengths: list[int]
     labels: list[str | None]
-    ids: tuple[list[list[int]], str] | None = None  # of each text, and the fingerprint of their tokenizer
+    ids: list[list[int]] | None = None  # tokens of each text, for methods on tokens
+    tokenizer: str | None = None  # fingerprint of what the ids mean
 
     @property
     def first(self) -> list[str]:
         """The texts of the usual strategy."""
         return next(iter(self.texts.values()))
+
+    def pick(self, indices: Sequence[int]) -> Samples:
+        """Some of the samples."""
+        texts = {strategy: [texts[i] for i in indices] for strategy, texts in self.texts.items()}
+        rest = ([each[i] for i in indices] for each in (self.seeds, self.lengths, self.labels))
+        return Samples(texts, *rest, None if self.ids is None else [self.ids[i] for i in indices], self.tokenizer)
 
     def write(self, folder: Path) -> None:
         """One JSON-lines file for each strategy."""
@@ -40,29 +49,35 @@ class Samples:
                 if self.labels[i] is None:
                     del row["label"]
                 if self.ids is not None:
-                    row |= {"ids": self.ids[0][i], "tokenizer": self.ids[1][:FINGERPRINT]}
+                    row |= {"ids": self.ids[i], "tokenizer": self.tokenizer[:FINGERPRINT]}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_texts(path: Path) -> list[str]:
     """The texts of a samples file, empty ones too: .jsonl with `text`, or .txt with one a line."""
+    return [row["text"] for row in read_samples(path)]
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a samples file; of a .txt file just `text`. Raises UsageError naming the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be read ({reason}); expected a file of samples") from None
     lines = lines[:-1] if lines[-1] == "" else lines
-    texts = lines if path.suffix == ".txt" else [_text_of(path, i, line) for i, line in enumerate(lines, start=1)]
-    if not texts:
+    if not lines:
         raise UsageError(f"{path}: holds no samples; expected at least one")
-    return texts
+    if path.suffix == ".txt":
+        return [{"text": line} for line in lines]
+    return [_row(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _text_of(path: Path, number: int, line: str) -> str:
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise UsageError(f'{path}:{number}: not a sample; expected a JSON object such as {{"text": "..."}}')
-    return text
+    return row

@@ -65,7 +65,7 @@ def sample(
     `labels` gives them.
     """
     given = given or Given()
-    device, batch_size = next(system.denoiser.parameters()).device, system.options.training.eval_batch_size
+    batch_size = system.options.training.eval_batch_size
     seeds, decoding_seeds = (sample_seeds(s, 0, count) for s in (seed, seed + DECODING_STREAM))
     generators = SampleGenerators(seeds)
     u = uniform((count, 2), generators, dtype=torch.float64)
@@ -78,38 +78,67 @@ def sample(
     groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
     with tqdm(total=count, desc=f"sample {count}", bar_format=BAR, file=sys.stderr, mininterval=1.0) as bar:
         for group in groups:
-            rows = group.tolist()
-            own = generators.of(rows, lengths[group].tolist())
-            valid = torch.arange(int(lengths[group].max())) < lengths[group][:, None]
-            known, free = _known(system, [before[i] for i in rows], lengths[group], valid, given.pieces)
-            valid, known, free = valid.to(device), known.to(device), free.to(device)
-            predict_x0 = prediction(system, valid, None if label is None else label[group].to(device))
-            x = system.process.prior(system.space.shape(*valid.shape), own, device)
-            if not free.equal(valid):
-                predict_x0 = Clamped(predict_x0, known, free | ~valid)
-                x = predict_x0.hold(x) if system.method.on_tokens else x
+            rows, done = group.tolist(), bar.n
 
-            hold, done = Clamped(predict_x0, known, free | ~valid).hold, bar.n
-
-            def on_step(i: int, n: int, x: Tensor, rows=rows, hold=hold, done=done) -> None:
+            def progress(i: int, n: int, x: Tensor, rows=rows, done=done) -> None:
                 bar.update(done + len(rows) * i / n - bar.n)
                 if watch is not None:
-                    watch(i, n, rows, hold(x))
+                    watch(i, n, rows, x)
 
-            x0 = hold(system.sampler(system.process, predict_x0, x, system.times, generator=own, on_step=on_step))
+            chosen = None if label is None else label[group]
+            own = generators.of(rows, lengths[group].tolist())
+            x0, shown = _sample_batch(
+                system, own, lengths[group], chosen, [before[i] for i in rows], given.pieces, progress
+            )
             bar.update(done + len(rows) - bar.n)  # a sampler may end early
-            sources = torch.tensor([len(before[i]) for i in rows], device=device)
-            shown = valid & (torch.arange(valid.shape[1], device=device) >= sources[:, None])
             for strategy in texts:
                 decoded = system.space.decode(x0, shown, strategy, [decoding_seeds[i] for i in rows])
                 for i, text in zip(rows, decoded, strict=True):
                     texts[strategy][i] = text
-            if x0.ndim == 2:
+            if system.method.on_tokens:
                 for i, ids, keep in zip(rows, x0, shown, strict=True):
-                    made[i] = ids[keep].tolist()
+                    made[i] = _ended(system, ids[keep].tolist())
     names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
-    ids = (made, system.space.fingerprint) if system.method.on_tokens else None
-    return Samples(texts, seeds, targets.tolist(), names, ids)
+    if not system.method.on_tokens:
+        return Samples(texts, seeds, targets.tolist(), names)
+    return Samples(texts, seeds, [len(ids) for ids in made], names, made, system.space.fingerprint)
+
+
+def _sample_batch(
+    system: System,
+    generators: SampleGenerators,
+    lengths: Tensor,
+    label: Tensor | None,
+    before: Sequence[Sequence[int]],
+    pieces: Sequence[Piece],
+    progress: Callable[[int, int, Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """x0 of a batch and which of its positions [B, L] are the text: not padding, not the source before it."""
+    device = next(system.denoiser.parameters()).device
+    place = torch.arange(int(lengths.max()))
+    valid = place < lengths[:, None]
+    shown = valid & (place >= torch.tensor([len(source) for source in before])[:, None])
+    known, free = _known(system, before, lengths, valid, pieces)
+    valid, known, free = valid.to(device), known.to(device), (free | ~valid).to(device)
+    predict_x0 = Clamped(prediction(system, valid, None if label is None else label.to(device)), known, free)
+    x = system.process.prior(system.space.shape(*valid.shape), generators, device)
+    if system.method.on_tokens:
+        x = predict_x0.hold(x)  # known tokens are there from the start; latents come out of the noise with the others
+    x = system.sampler(
+        system.process,
+        predict_x0,
+        x,
+        system.times,
+        generator=generators,
+        on_step=lambda i, n, x: progress(i, n, predict_x0.hold(x)),
+    )
+    return predict_x0.hold(x), shown.to(device)
+
+
+def _ended(system: System, ids: list[int]) -> list[int]:
+    """The ids up to the first end of text, where the model writes it."""
+    eos_id = system.space.codec.eos_id
+    return ids[: ids.index(eos_id) + 1] if system.writes_length and eos_id in ids else ids
 
 
 def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Predictor:
@@ -146,8 +175,8 @@ def _known(
     known = torch.zeros(shape, dtype=torch.long if len(shape) == 2 else torch.float32)
     free = valid.clone()
     for row, (source, length) in enumerate(zip(before, lengths.tolist(), strict=True)):
-        known[row, : len(source)] = torch.tensor(source, dtype=known.dtype)
-        free[row, : len(source)] = False
+        if source:
+            known[row, : len(source)], free[row, : len(source)] = torch.tensor(source), False
         for piece in pieces:
             place = piece.place(length - len(source))
             place = slice(place.start + len(source), place.stop + len(source))

@@ -14,6 +14,7 @@ from diffusion.guidance import Clamped
 from diffusion.randomness import SampleGenerators, sample_seeds
 from scripts.build import System
 from scripts.errors import UsageError
+from scripts.methods import sampler_of
 from scripts.samples_file import Samples
 from scripts.sampling import prediction
 
@@ -37,6 +38,7 @@ def sample_long(system: System, count: int, seed: int, stride: int, strides: int
             f"--semi_ar_stride {stride}: expected 1 to {limit - 1}, less than the longest text of the model ({limit}), "
             "so that something is left to go on from"
         )
+    sampler = sampler_of(system.options)  # not `system.sampler`, which may stop at an end of text
     seeds, texts, ids = sample_seeds(seed, 0, count), [], []
     for start in range(0, count, system.options.training.eval_batch_size):
         own = SampleGenerators(seeds[start : start + system.options.training.eval_batch_size])
@@ -45,12 +47,12 @@ def sample_long(system: System, count: int, seed: int, stride: int, strides: int
         def window(known: Tensor, free: Tensor, own=own, valid=valid) -> Tensor:
             x = system.process.prior(system.space.shape(*valid.shape), own, device)
             predict_x0 = Clamped(prediction(system, valid), known, free)
-            x = system.sampler(system.process, predict_x0, predict_x0.hold(x), system.times, generator=own)
+            x = sampler(system.process, predict_x0, predict_x0.hold(x), system.times, generator=own)
             return predict_x0.hold(x)
 
         made = extended(window, window(torch.zeros_like(valid, dtype=torch.long), valid), stride, strides)
         texts += [system.space.codec.show(row) for row in made]
         ids += made.tolist()
     strategy = system.space.strategies[0]
-    made_of = (ids, system.space.fingerprint)
-    return Samples({strategy: texts}, seeds, [limit + strides * stride] * count, [None] * count, made_of)
+    lengths = [limit + strides * stride] * count
+    return Samples({strategy: texts}, seeds, lengths, [None] * count, ids, system.space.fingerprint)

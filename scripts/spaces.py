@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion.training.objective import Batch
 from diffusion.training.trainer import TrainingData
-from latent_models.codec import find_model
+from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus
 from latent_models.latent_cache import LatentCache, encoded
 from latent_models.lengths import LengthModel, load_tensors
@@ -36,6 +36,7 @@ class Space(Protocol):
     """What trainer, sampler and evaluation need to know of the data of a method."""
 
     strategies: tuple[str, ...]  # ways to write x0 as text
+    files: tuple[str, ...]  # what `save` writes into a run folder
     lengths: LengthModel
     limit: int  # longest text in positions
     fingerprint: str  # equal ones read and write x0 alike
@@ -46,8 +47,8 @@ class Space(Protocol):
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         """The shape of x0."""
 
-    def piece(self, text: str, *, last: bool = False) -> Tensor:
-        """x0 [n] or [n, D] of a text to be clamped somewhere; `last`: it ends the whole text."""
+    def piece(self, text: str, *, first: bool = False, last: bool = False) -> Tensor:
+        """x0 [n] or [n, D] of words to be clamped somewhere; `first`, `last`: they begin or end the whole text."""
 
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         """The texts of the `shown` [B, L] positions."""
@@ -87,6 +88,7 @@ class LatentSpace:
     cache_dir: Path
 
     strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)
+    files: ClassVar[tuple[str, ...]] = (STATISTICS,)
 
     @classmethod
     def fit(cls, options: CodecOptions, corpus: Corpus, save_dir: Path, device: torch.device) -> LatentSpace:
@@ -125,10 +127,10 @@ class LatentSpace:
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         return batch, length, self.codec.width
 
-    def piece(self, text: str, *, last: bool = False) -> Tensor:
+    def piece(self, text: str, *, first: bool = False, last: bool = False) -> Tensor:
         """States [n, D] of the piece read by itself, without those of the ends that it does not have."""
         states = self.statistics.normalise(self.codec.encode([text]).x0[0])
-        return states[1:] if last else states[:-1]
+        return states[0 if first else 1 : None if last else -1]
 
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         return self.codec.decode(self.statistics.unnormalise(x0), shown, strategy, seeds)
@@ -179,6 +181,7 @@ class TokenSpace:
     token_counts: Tensor  # [V] in the training texts
 
     strategies: ClassVar[tuple[str, ...]] = ("sample",)
+    files: ClassVar[tuple[str, ...]] = (TOKENIZER, LENGTHS, TOKEN_COUNTS)
 
     @classmethod
     def fit(cls, options: TokenOptions, codec_options: CodecOptions, corpus: Corpus, running: bool) -> TokenSpace:
@@ -219,9 +222,15 @@ class TokenSpace:
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         return batch, length
 
-    def piece(self, text: str, *, last: bool = False) -> Tensor:
+    def piece(self, text: str, *, first: bool = False, last: bool = False) -> Tensor:
+        if not (first or self.codec.is_characters or text[:1].isspace()):
+            text = f" {text}"  # a word within a text has a blank before it, which many tokenizers count to the word
         end = [self.codec.eos_id] if last and self.codec.add_eos else []
         return torch.tensor(self.codec.encode_piece(text) + end, dtype=torch.long)
+
+    def encode_sources(self, sources: Sequence[str]) -> list[list[int]]:
+        """What stands before each text, its separator included."""
+        return self.codec.encode_sources(sources)
 
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         return self.codec.decode(x0, shown)
@@ -243,7 +252,10 @@ def make_token_codec(options: TokenOptions, codec: CodecOptions, corpus: Corpus,
 def _encode(codec: TokenCodec, corpus: Corpus, name: str, options: TokenOptions) -> TokenSplit:
     texts = getattr(corpus, name)
     sources = texts.sources if options.condition_on_source else None
-    split = codec.encode_split(texts.texts, sources, fill=options.lengths == "modelled")
+    try:
+        split = codec.encode_split(texts.texts, sources, fill=options.lengths == "modelled")
+    except ModelError as error:
+        raise ModelError(f"the {name} split of {corpus.name!r}: {error}") from error
     for cut, what, limit in (
         (split.truncated, "texts", codec.target_limit(sources is not None)),
         (split.truncated_sources, "sources", codec.max_length // 2),

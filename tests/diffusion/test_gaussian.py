@@ -2,10 +2,8 @@
 
 import math
 from itertools import product
-from pathlib import Path
 from typing import get_args, get_type_hints
 
-import numpy as np
 import pytest
 import torch
 from transformers import HfArgumentParser
@@ -15,38 +13,22 @@ from diffusion.process import DiffusionError, Process, check_choices, mean_over_
 from diffusion.randomness import SampleGenerators, sample_seeds
 from diffusion.schedules import BETA_SCHEDULES
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 OBJECTIVES = ("pred_x0", "pred_noise", "pred_v")
-
-
-def process(**options) -> GaussianProcess:
-    return GaussianProcess.from_options(GaussianOptions(**options))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
 
 
 # Figures from running the reference system
 
 
 @pytest.fixture(scope="module")
-def golden():
-    with np.load(GOLDEN / "gaussian.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float):
-    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() <= tolerance
+def golden(golden_arrays):
+    return golden_arrays("gaussian")
 
 
 @pytest.mark.parametrize(("beta", "k"), list(product(["linear", "cosine"], range(4))))
-def test_corruption_and_conversions_match_figures_from_running_the_reference_system(golden, beta, k):
-    p, t = process(beta_schedule=beta), (golden["t"][k] + 1) / 1000
+def test_corruption_and_conversions_match_figures_from_running_the_reference_system(
+    golden, beta, k, gaussian, assert_close
+):
+    p, t = gaussian(beta_schedule=beta), (golden["t"][k] + 1) / 1000
     xt = p.corrupt(golden["x0"], t, noise=golden["noise"])
     assert_close(xt, golden[f"{beta}__x_t"][k], 1e-6)
     xt = golden[f"{beta}__x_t"][k]
@@ -58,8 +40,8 @@ def test_corruption_and_conversions_match_figures_from_running_the_reference_sys
     ("beta", "objective", "loss_type"),
     list(product(["linear", "cosine"], ["pred_x0", "pred_noise"], ["l1", "l2", "smooth_l1"])),
 )
-def test_losses_match_figures_from_running_the_reference_system(golden, beta, objective, loss_type):
-    p = process(beta_schedule=beta, objective=objective, loss_type=loss_type, loss_space="x0")
+def test_losses_match_figures_from_running_the_reference_system(golden, beta, objective, loss_type, gaussian):
+    p = gaussian(beta_schedule=beta, objective=objective, loss_type=loss_type, loss_space="x0")
     a, b, c, w = golden["coef"].tolist()
     for k in range(4):
         index = golden["t"][k]
@@ -78,8 +60,8 @@ def test_losses_match_figures_from_running_the_reference_system(golden, beta, ob
 
 @pytest.mark.parametrize("beta", BETA_SCHEDULES)
 @pytest.mark.parametrize("index", [0, 99, 499, 999])
-def test_variance_of_xt_given_x0_and_over_unit_variance_data(beta, index):
-    p = process(beta_schedule=beta)
+def test_variance_of_xt_given_x0_and_over_unit_variance_data(beta, index, gaussian, generator, randn):
+    p = gaussian(beta_schedule=beta)
     t = torch.full((200,), (index + 1) / 1000)
     left = p.alpha_bar(t)[0].item()
     fixed = torch.full((200, 40, 20), 2.0)
@@ -89,24 +71,24 @@ def test_variance_of_xt_given_x0_and_over_unit_variance_data(beta, index):
     assert p.corrupt(randn(200, 40, 20, seed=1), t, generator()).var().item() == pytest.approx(1, rel=0.01)
 
 
-def test_time_zero_is_the_data_and_time_one_is_the_prior():
-    p, x0 = process(), randn(3, 5, 4)
+def test_time_zero_is_the_data_and_time_one_is_the_prior(gaussian, generator, randn):
+    p, x0 = gaussian(), randn(3, 5, 4)
     assert torch.equal(p.corrupt(x0, torch.zeros(3), generator()), x0)
     assert torch.equal(p.prior((3, 5, 4), generator(2)), randn(3, 5, 4, seed=2))
     torch.testing.assert_close(p.corrupt(x0, torch.ones(3), generator(2)), randn(3, 5, 4, seed=2), atol=5e-4, rtol=0)
 
 
-def test_corruption_per_sample_does_not_depend_on_partners_or_padding():
-    p, seeds, lengths = process(), sample_seeds(1, 0, 3), [2, 6, 4]
+def test_corruption_per_sample_does_not_depend_on_partners_or_padding(gaussian, randn):
+    p, seeds, lengths = gaussian(), sample_seeds(1, 0, 3), [2, 6, 4]
     x0, t = randn(3, 6, 4), torch.tensor([0.1, 0.5, 0.9])
     batch = p.corrupt(x0, t, SampleGenerators(seeds, lengths))
     alone = p.corrupt(x0[2:, :4], t[2:], SampleGenerators(seeds[2:], lengths[2:]))
     assert torch.equal(batch[2:, :4], alone)
 
 
-def test_noise_must_be_given_or_drawn_from_a_generator():
+def test_noise_must_be_given_or_drawn_from_a_generator(gaussian):
     with pytest.raises(TypeError, match="Generator"):
-        process().corrupt(torch.zeros(1, 2, 3), torch.ones(1))
+        gaussian().corrupt(torch.zeros(1, 2, 3), torch.ones(1))
 
 
 # Conversions
@@ -114,26 +96,26 @@ def test_noise_must_be_given_or_drawn_from_a_generator():
 
 @pytest.mark.parametrize("beta", BETA_SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_denoised_undoes_target_at_every_time(beta, objective):
-    p = process(beta_schedule=beta, objective=objective)
+def test_denoised_undoes_target_at_every_time(beta, objective, gaussian, randn):
+    p = gaussian(beta_schedule=beta, objective=objective)
     t = torch.arange(1, 1001) / 1000
     x0, noise = randn(1000, 2, 3, dtype=torch.float64), randn(1000, 2, 3, seed=1, dtype=torch.float64)
     xt = p.corrupt(x0, t, noise=noise)
     torch.testing.assert_close(p.denoised(p.target(x0, xt, t), xt, t), x0, rtol=1e-9, atol=1e-9)
 
 
-def test_targets_are_x0_noise_and_velocity():
+def test_targets_are_x0_noise_and_velocity(gaussian, randn):
     t = torch.arange(1, 1001) / 1000
     x0, noise = randn(1000, 2, 3, dtype=torch.float64), randn(1000, 2, 3, seed=1, dtype=torch.float64)
     for objective in OBJECTIVES:
-        p = process(objective=objective)
+        p = gaussian(objective=objective)
         xt, bar = p.corrupt(x0, t, noise=noise), p.alpha_bar(t)[:, None, None]
         expected = {"pred_x0": x0, "pred_noise": noise, "pred_v": bar.sqrt() * noise - (1 - bar).sqrt() * x0}[objective]
         torch.testing.assert_close(p.target(x0, xt, t), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_round_trip_in_single_precision_for_all_linear_times():
-    p = process(beta_schedule="linear")
+def test_round_trip_in_single_precision_for_all_linear_times(gaussian, generator, randn, assert_close):
+    p = gaussian(beta_schedule="linear")
     t, x0 = torch.arange(1, 1001) / 1000, randn(1000, 4, 8)
     xt = p.corrupt(x0, t, generator(1))
     for to_x0, from_x0 in ((p.x0_from_noise, p.noise_from_x0), (p.x0_from_v, p.v_from_x0)):
@@ -141,11 +123,11 @@ def test_round_trip_in_single_precision_for_all_linear_times():
 
 
 @pytest.mark.parametrize("beta", BETA_SCHEDULES)
-def test_everything_is_finite_in_single_precision_at_both_ends(beta):
+def test_everything_is_finite_in_single_precision_at_both_ends(beta, gaussian, generator, randn):
     t, s = torch.tensor([1.0, 1.0, 0.001]), torch.tensor([0.999, 0.0, 0.0])
     x0 = randn(3, 4, 8)
     for objective, loss_space in product(OBJECTIVES, ("output", "x0")):
-        p = process(beta_schedule=beta, objective=objective, loss_space=loss_space, p2_loss_weight_gamma=1)
+        p = gaussian(beta_schedule=beta, objective=objective, loss_space=loss_space, p2_loss_weight_gamma=1)
         xt, output = p.corrupt(x0, t, generator(1)), randn(3, 4, 8, seed=2).requires_grad_()
         x0_hat, loss = p.denoised(output, xt, t), p.loss(output, x0, xt, t)
         loss.sum().backward()
@@ -160,9 +142,9 @@ PAIRS = [(1000, 999), (1000, 996), (500, 499), (500, 100), (2, 1), (1000, 1)]
 
 @pytest.mark.parametrize("beta", BETA_SCHEDULES)
 @pytest.mark.parametrize(("i", "j"), PAIRS)
-def test_posterior_is_bayes_rule_on_the_joint_of_xs_and_xt(beta, i, j):
+def test_posterior_is_bayes_rule_on_the_joint_of_xs_and_xt(beta, i, j, gaussian):
     """q(x_s, x_t | x_0) is a bivariate normal; conditioning it on x_t by the general formula must give `posterior`."""
-    p = process(beta_schedule=beta)
+    p = gaussian(beta_schedule=beta)
     t, s = torch.tensor([i / 1000]), torch.tensor([j / 1000])
     bar_t, bar_s = p.alpha_bar(t).item(), p.alpha_bar(s).item()
     kept = math.sqrt(bar_t / bar_s)
@@ -175,8 +157,8 @@ def test_posterior_is_bayes_rule_on_the_joint_of_xs_and_xt(beta, i, j):
 
 
 @pytest.mark.parametrize(("i", "j"), PAIRS)
-def test_stepping_from_a_corrupted_sample_gives_the_marginal_of_the_earlier_time(i, j):
-    p, n = process(beta_schedule="linear"), 100_000
+def test_stepping_from_a_corrupted_sample_gives_the_marginal_of_the_earlier_time(i, j, gaussian, generator):
+    p, n = gaussian(beta_schedule="linear"), 100_000
     x0 = torch.full((n, 1, 1), 1.5, dtype=torch.float64)
     t, s = torch.full((n,), i / 1000), torch.full((n,), j / 1000)
     g = generator()
@@ -189,19 +171,19 @@ def test_stepping_from_a_corrupted_sample_gives_the_marginal_of_the_earlier_time
     assert joint == pytest.approx((bar_t / bar_s) ** 0.5 * (1 - bar_s), abs=5 * ((1 - bar_s) * (1 - bar_t) / n) ** 0.5)
 
 
-def test_the_step_to_time_zero_is_x0_hat_itself():
+def test_the_step_to_time_zero_is_x0_hat_itself(gaussian, generator, randn):
     x0_hat, xt = randn(4, 3, 2), randn(4, 3, 2, seed=1)
     t = torch.tensor([0.001, 0.02, 0.5, 1.0])
     for beta in BETA_SCHEDULES:
-        assert torch.equal(process(beta_schedule=beta).step(x0_hat, xt, t, torch.zeros(4), generator()), x0_hat)
+        assert torch.equal(gaussian(beta_schedule=beta).step(x0_hat, xt, t, torch.zeros(4), generator()), x0_hat)
 
 
 # Loss
 
 
 @pytest.mark.parametrize(("objective", "loss_type"), list(product(OBJECTIVES, LOSSES)))
-def test_loss_in_output_space_compares_the_output_with_the_target(objective, loss_type):
-    p = process(objective=objective, loss_type=loss_type)
+def test_loss_in_output_space_compares_the_output_with_the_target(objective, loss_type, gaussian, generator, randn):
+    p = gaussian(objective=objective, loss_type=loss_type)
     x0, t = randn(3, 4, 8), torch.tensor([0.1, 0.5, 1.0])
     xt, output = p.corrupt(x0, t, generator(1)), 3 * randn(3, 4, 8, seed=2)
     gap = (output - p.target(x0, xt, t)).abs()
@@ -212,10 +194,10 @@ def test_loss_in_output_space_compares_the_output_with_the_target(objective, los
     assert p.loss(p.target(x0, xt, t), x0, xt, t).max() == 0
 
 
-def test_loss_in_x0_space_weighs_the_squared_noise_error_by_inverse_snr():
+def test_loss_in_x0_space_weighs_the_squared_noise_error_by_inverse_snr(gaussian, randn):
     x0, t, noise, output = (randn(3, 4, 8, seed=i, dtype=torch.float64) for i in range(4))
     t = torch.tensor([0.1, 0.5, 1.0])
-    on_noise, on_x0 = (process(objective="pred_noise", loss_space=space) for space in ("output", "x0"))
+    on_noise, on_x0 = (gaussian(objective="pred_noise", loss_space=space) for space in ("output", "x0"))
     xt, bar = on_x0.corrupt(x0, t, noise=noise), on_x0.alpha_bar(t)[:, None]
     expected = (1 - bar) / bar * on_noise.loss(output, x0, xt, t)
     torch.testing.assert_close(on_x0.loss(output, x0, xt, t), expected, rtol=1e-6, atol=0)
@@ -223,9 +205,9 @@ def test_loss_in_x0_space_weighs_the_squared_noise_error_by_inverse_snr():
 
 
 @pytest.mark.parametrize(("gamma", "k"), [(0.5, 1.0), (1.0, 1.0), (2.0, 0.1), (1.0, 0.0)])
-def test_p2_weight_scales_the_loss_by_its_formula(gamma, k):
+def test_p2_weight_scales_the_loss_by_its_formula(gamma, k, gaussian, generator, randn):
     x0, output, t = randn(3, 4, 8), randn(3, 4, 8, seed=1), torch.tensor([0.001, 0.3, 1.0])
-    plain, weighted = process(), process(p2_loss_weight_gamma=gamma, p2_loss_weight_k=k)
+    plain, weighted = gaussian(), gaussian(p2_loss_weight_gamma=gamma, p2_loss_weight_k=k)
     xt, bar = plain.corrupt(x0, t, generator(2)), plain.alpha_bar(t)
     ratio = weighted.loss(output, x0, xt, t).double() / plain.loss(output, x0, xt, t).double()
     expected = (k + bar / (1 - bar)) ** -gamma
@@ -233,15 +215,15 @@ def test_p2_weight_scales_the_loss_by_its_formula(gamma, k):
     assert expected.max() / expected.min() > 10
 
 
-def test_loss_takes_a_half_precision_output():
-    p, x0, t = process(objective="pred_noise"), randn(2, 3, 4), torch.tensor([0.1, 0.9])
+def test_loss_takes_a_half_precision_output(gaussian, generator, randn):
+    p, x0, t = gaussian(objective="pred_noise"), randn(2, 3, 4), torch.tensor([0.1, 0.9])
     xt = p.corrupt(x0, t, generator())
     loss = p.loss(randn(2, 3, 4, seed=1).bfloat16(), x0, xt, t)
     assert loss.dtype == torch.float32
 
 
-def test_zero_output_has_the_l1_loss_of_the_data():
-    p, x0 = process(loss_type="l1"), randn(50, 40, 20)
+def test_zero_output_has_the_l1_loss_of_the_data(gaussian, randn):
+    p, x0 = gaussian(loss_type="l1"), randn(50, 40, 20)
     loss = p.loss(torch.zeros_like(x0), x0, randn(50, 40, 20, seed=1), torch.full((50,), 0.5))
     assert loss.mean().item() == pytest.approx(math.sqrt(2 / math.pi), abs=0.01)
 
@@ -303,15 +285,15 @@ def test_choices_are_the_registries():
     check_choices(GaussianOptions())
 
 
-def test_is_a_process():
-    assert isinstance(process(), Process)
+def test_is_a_process(gaussian):
+    assert isinstance(gaussian(), Process)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_cpu_result():
+def test_a_gpu_gives_the_cpu_result(gaussian, randn):
     results = []
     for device in ("cpu", "cuda"):
-        p, x0, t = process(objective="pred_v"), randn(3, 5, 4).to(device), torch.tensor([0.1, 0.5, 1.0], device=device)
+        p, x0, t = gaussian(objective="pred_v"), randn(3, 5, 4).to(device), torch.tensor([0.1, 0.5, 1.0], device=device)
         g = SampleGenerators(sample_seeds(0, 0, 3), [5, 2, 4])
         xt = p.corrupt(x0, t, g)
         xs = p.step(p.denoised(0.1 * xt, xt, t), xt, t, t / 2, g)

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.autoregressive import AutoregressiveProcess
 from diffusion.denoiser import DenoiserOptions, LatentDenoiser
 from diffusion.gaussian import GaussianOptions, GaussianProcess
+from diffusion.masked import EARLIEST, MaskedProcess
+from diffusion.survival import loglinear
 from diffusion.training.objective import Batch, Objective
 
 T, L, D = 1000, 6, 8
@@ -107,6 +110,71 @@ def test_the_network_sees_noise_of_the_time_it_is_told():
     noise = call["xt"] / (1 - p.alpha_bar(call["t"])).sqrt().float()[:, None, None]
     for part in noise[call["t"].argsort()].chunk(4):
         assert part.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_stratified_times_are_one_from_each_bin_in_random_order():
+    """The first of the batch is at any time: batches are sorted by length."""
+    process, denoiser, B = MaskedProcess(5, 4, loglinear()), Tokens(5), 16
+    batch = Batch(torch.zeros(B, 3).long(), torch.ones(B, 3, dtype=torch.bool))
+    for stratified_times in (True, False):
+        denoiser.calls.clear()
+        for seed in range(200):
+            Objective(process, stratified_times=stratified_times)(denoiser, batch, T, generator(seed))
+        times = torch.stack([call["t"] for call in denoiser.calls])
+        bins = ((times - EARLIEST) / (1 - EARLIEST) * B).long()
+        assert (bins.sort(1).values == torch.arange(B)).all().item() == stratified_times
+        assert times.dtype == torch.float64 and times[:, 0].std().item() == pytest.approx(12**-0.5, rel=0.1)
+        assert times.mean(0).sub(0.5).abs().max() < 0.1
+
+
+# Clamped positions and weights of positions
+
+
+class Tokens(nn.Module):
+    """Random logits [B, L, V] with a gradient; keeps every call with its output."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.vocab_size, self.calls = vocab_size, []
+
+    def forward(self, xt, t, valid, x0_prev=None, label=None):
+        output = randn(*xt.shape, self.vocab_size, seed=len(self.calls)).requires_grad_()
+        self.calls.append({"xt": xt, "t": t, "valid": valid, "output": output})
+        return output
+
+
+@pytest.mark.parametrize("token_mean", [False, True])
+def test_clamped_positions_show_x0_and_have_no_loss_under_any_process(ideal, method, token_mean):
+    process, lengths, place = ideal(method).process, torch.arange(40) % L + 1, torch.arange(L)
+    x0 = torch.randint(3, (40, L), generator=generator())
+    batch = Batch(x0, place < lengths[:, None], clamped=(place < 2).expand(40, L))
+    assert torch.equal(batch.free, (place >= 2) & (place < lengths[:, None]))
+    denoiser, objective = Tokens(process.vocab_size), Objective(process, stratified_times=True, token_mean=token_mean)
+    loss = objective(denoiser, batch, process.timesteps, generator())
+    (call,) = denoiser.calls
+    assert torch.equal(call["xt"][:, :2], x0[:, :2]) and torch.equal(call["valid"], batch.valid)
+    assert method == "ar" or (call["xt"] != x0)[batch.free].any()
+    each = torch.where(batch.free, process.loss(call["output"], x0, call["xt"], call["t"]), 0.0)
+    counts = batch.free.sum(1)
+    expected = each.sum(1) / (counts.double().mean() if token_mean else counts.clamp(min=1))
+    torch.testing.assert_close(loss, expected, check_dtype=False)
+    assert (loss[counts == 0] == 0).all() and loss.sum() > 0
+    loss.sum().backward()
+    gradient = call["output"].grad.abs().sum(-1)
+    assert (gradient[~batch.free] == 0).all() and (gradient[batch.free] > 0).any() and gradient.isfinite().all()
+
+
+def test_the_mean_over_tokens_weighs_positions_alike():
+    process, lengths = AutoregressiveProcess(5), torch.tensor([5, 60])
+    batch = Batch(torch.zeros(2, 60).long(), torch.arange(60) < lengths[:, None])
+    denoiser = Tokens(5)
+    by_token, by_sample = (
+        Objective(process, token_mean=token_mean)(denoiser, batch, 1, generator()) for token_mean in (True, False)
+    )
+    nats = [process.loss(call["output"], batch.x0, None, None)[batch.valid] for call in denoiser.calls]
+    assert by_token.shape == (2,) and by_token.mean().item() == pytest.approx(nats[0].mean().item(), rel=1e-6)
+    expected = (nats[1][:5].mean() + nats[1][5:].mean()) / 2
+    assert by_sample.mean().item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 # Self-conditioning

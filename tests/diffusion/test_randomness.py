@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from scipy import stats
 
-from diffusion.randomness import SampleGenerators, normal, sample_seeds, uniform
+from diffusion.randomness import SampleGenerators, normal, sample_seeds, stratified, uniform
 
 
 @pytest.mark.parametrize("draw", [normal, uniform])
@@ -87,3 +88,15 @@ def test_some_samples_go_on_as_they_would_have_among_all():
     assert torch.equal(normal((2, 4, 3), alone.of([4, 1])), everyone[[4, 1]])
     shorter = alone.of([0], lengths=[2])
     assert torch.equal(normal((1, 4, 3), shorter)[0, 2:], torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_stratified_draws_are_one_from_each_bin_and_each_by_itself_is_uniform(count):
+    state, generator = torch.get_rng_state(), torch.Generator().manual_seed(0)
+    draws = torch.stack([stratified(count, generator) for _ in range(500)])
+    assert draws.dtype == torch.float64 and draws.shape == (500, count) and torch.equal(state, torch.get_rng_state())
+    assert ((draws * count).long().sort(1).values == torch.arange(count)).all()
+    for i in {0, count // 2, count - 1}:  # whatever stands beside it: the order is random
+        assert stats.kstest(draws[:, i].numpy(), "uniform").pvalue > 1e-3
+    means = draws.mean(1)  # of independent draws the variance would be 1 / (12 count)
+    assert means.var().item() == pytest.approx(1 / (12 * count**3), rel=0.25)

@@ -20,6 +20,7 @@ from diffusion.schedules import (
     T_schedule,
     cosine_betas,
     cosine_T_schedule,
+    even_grid,
     linear_betas,
     linear_T_schedule,
     normal_T_schedule,
@@ -146,6 +147,15 @@ def test_time_grids_fall_from_one_to_zero_without_repeats(T):
 def test_more_sampling_steps_than_steps_are_refused(T, S):
     with pytest.raises(DiffusionError, match="between 1 and --timesteps") as error:
         time_grid(T, S)
+
+
+@pytest.mark.parametrize("S", [1, 3, 1000, 4001])
+def test_even_grids_fall_evenly_from_one_to_zero_exactly(S):
+    times = even_grid(S)
+    assert len(times) == S + 1 and times[0] == 1 and times[-1] == 0
+    np.testing.assert_allclose(-np.diff(times), 1 / S, rtol=1e-9)
+    with pytest.raises(DiffusionError, match="--sampling_timesteps 0"):
+        even_grid(0)
     assert "\n" not in str(error.value)
 
 

@@ -50,6 +50,18 @@ def test_likelihood_comes_first_with_its_spread_and_cost_last():
     assert cells(printed, 2)[1:] == ["3.457 ± 0.012", "1.500", "20.0", "2.500", "0.900", "0.250", "12.35"]
 
 
+def test_the_legend_says_what_the_spreads_are(rows):
+    bound = Scores({"nats_per_word": 4.0, "nats_per_word_std": 0.1, "likelihood_texts": 9.0, "likelihood_tokens": 99.0,
+                    "draws": 32.0, "nats_per_token_draws": 0.01})  # fmt: skip
+    error, deviation = "± of nats and bits: standard error over texts.", "±: sample standard deviation"
+    alone, both, other = table({"x": bound}), table({"x": bound, **rows}), table(rows)
+    assert cells(alone, 0)[1:] == ["nats/word ↓"]  # counts are no columns
+    assert error in alone and deviation not in alone
+    assert error in both and deviation in both
+    assert error not in other and deviation in other
+    assert "±" not in table({"x": Scores({"nats_per_word": 4.0})})
+
+
 def test_a_reason_is_printed_once(rows):
     printed = table({"one": rows["a|b"], "two": rows["a|b"]})
     assert printed.count("12 texts are too few") == 1 and printed.count("– [1]") == 2

@@ -1,19 +1,33 @@
-"""What the tests of the composition share: calling a script's `main` as the shell does, and a small labelled corpus."""
+"""What the tests of the composition share: calling a script's `main` as the shell does, small corpora, reading runs."""
 
 import contextlib
 import io
 import json
+import shlex
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from latent_models.corpora import DataOptions, load_corpus
+from scripts.build import System, load_system
 from scripts.demo_grammar import parse
 from scripts.errors import run
+from scripts.options import Options
+from train_text_diffusion import main
 
 SIZES = {"train": 120, "valid": 24, "test": 30}
+SMALL_RECIPE = (
+    "--dataset_name plain --perplexity_model gpt2-demo --mauve_model gpt2-demo --max_length 24 --timesteps 20 "
+    "--sampling_timesteps 3 --num_train_steps 4 --train_batch_size 16 --learning_rate 1e-2 --lr_warmup_steps 1 "
+    "--save_and_sample_every 2 --log_every 1 --keep_checkpoints 0 --num_samples 4 --likelihood_draws 2"
+)
+TRUNK = "--enc_dec_model bart-demo --tx_dim 64 --tx_depth 1"
 
 
 class Outcome(NamedTuple):
@@ -36,7 +50,7 @@ def call() -> Callable[..., Outcome]:
     def call_main(main: Callable[[], None], line: str = "") -> Outcome:
         out, err, status = io.StringIO(), io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            patch.setattr("sys.argv", ["script.py", *line.split()])
+            patch.setattr("sys.argv", ["script.py", *shlex.split(line)])
             try:
                 run(main)
             except SystemExit as leaving:
@@ -58,3 +72,57 @@ def data_dir(tmp_path_factory) -> Path:
                     label = {"label": parse(text)["type"]} if name == "demo" else {}
                     file.write(json.dumps({"text": text, **label}, ensure_ascii=False) + "\n")
     return place
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Callable[..., System]:
+    """loaded(run_dir, "--flag", "value", ...) is the system of a run, made anew."""
+
+    def load(run_dir: Path, *more: str) -> System:
+        return load_system(Options.from_argv(["--gen_data", "--resume_dir", str(run_dir), *more]))[0]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[Path], list[dict]]:
+    """rows_of(run_dir) are its metrics."""
+    return lambda run_dir: [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def small_run(call, data_dir, tmp_path_factory) -> Callable[..., Path]:
+    """small_run(method, more flags) is the folder of a run of 4 steps, trained once: no test may change it."""
+    place = tmp_path_factory.mktemp("small_runs")
+
+    @cache
+    def trained(method: str, more: str = "", trunk: str = TRUNK) -> Path:
+        folder = place / f"{len(list(place.iterdir()))}-{method}"
+        places = f"--data_dir {data_dir} --save_dir {place} --output_dir {folder}"
+        outcome = call(main, f"--method {method} {SMALL_RECIPE} {places} {trunk} {more}")
+        assert outcome.status == 0, outcome.err
+        return folder
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def bert_dir(data_dir, tmp_path_factory) -> Path:
+    """The folder of a random BERT of 2 layers and its WordPiece tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    wordpiece = BertWordPieceTokenizer(lowercase=False)
+    texts = load_corpus(DataOptions("plain", str(data_dir))).train.texts
+    wordpiece.train_from_iterator(texts, vocab_size=300, show_progress=False)
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=wordpiece._tokenizer, **{f"{key}_token": name for key, name in names.items()}
+    )
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=28, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertForMaskedLM(config).save_pretrained(folder)
+    return folder

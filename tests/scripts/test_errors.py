@@ -4,11 +4,14 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import train_text_diffusion
 from scripts import cache_models, demo, evaluate_samples, make_demo_corpus, sample
@@ -21,10 +24,10 @@ SMALL = "--tx_dim 64 --tx_depth 1 --num_train_steps 2 --sampling_timesteps 2"
 
 
 @pytest.fixture
-def place(data_dir, tmp_path) -> dict[str, Path]:
+def place(data_dir, bert_dir, tmp_path) -> dict[str, Path]:
     """The folders that command lines name, `runs` not there yet."""
     (tmp_path / "file").write_text("no folder")
-    return {"data": data_dir, "tmp": tmp_path, "runs": tmp_path / "runs", "file": tmp_path / "file"}
+    return {"data": data_dir, "bert": bert_dir, "tmp": tmp_path, "runs": tmp_path / "runs", "file": tmp_path / "file"}
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ def refused(call, place):
     return complaint
 
 
+BERT = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --method diffusion_bert {METRICS} "
 TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_model bart-demo {METRICS} {SMALL} "
 
 
@@ -80,10 +84,78 @@ TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_
         "--eval --resume_dir {file}": "file/args.json: cannot be read",
         "--eval_test --resume_dir {tmp}/nowhere": "nowhere/args.json: cannot be read.*expected the folder of a run",
         "--eval --gen_data --resume_dir {tmp}": "expected one mode at a time",
+        # What a method cannot do.
+        TRAIN + "--method d3pm --timesteps 0": "--timesteps 0 must be between 1 and",
+        TRAIN + "--method d3pm --timesteps 10 --sampling_timesteps 11": "--sampling_timesteps 11 must be between 1",
+        TRAIN + "--method diffusion_bert --timesteps 10 --sampling_timesteps 11": "--sampling_timesteps 11 must be",
+        TRAIN + "--method gidd --p_uniform 1": "--p_uniform 1.0: expected at least 0 and less than 1",
+        TRAIN + "--method gidd --p_uniform -0.1": "--p_uniform -0.1: expected at least 0 and less than 1",
+        TRAIN + "--method diffusion_bert --spindle_lambda 0.5": r"--spindle_lambda 0.5: expected 0 to 0.3183",
+        TRAIN + "--method mdlm --p_uniform 0.1": "--p_uniform belongs to --method gidd; the method is mdlm",
+        TRAIN + "--method ar --noise_schedule cosine": "--noise_schedule belongs to --method mdlm or sedd",
+        TRAIN + "--method mdlm --self_condition": "--self_condition belongs to --method latent",
+        TRAIN + "--tokenizer char": "--tokenizer belongs to --method ar or d3pm or mdlm or",
+        TRAIN + "--lengths modelled": "--lengths belongs to --method",
+        TRAIN + "--condition_on_source": "--condition_on_source belongs to --method",
+        TRAIN + "--method mdlm --bert_model x": "--bert_model belongs to --method diffusion_bert",
+        TRAIN + "--method mdlm --sampler euler": "--method mdlm has the samplers ancestral, ddpm_cache, first_hitting;",
+        TRAIN + "--sampler first_hitting": "--method latent has the samplers ddim, ancestral;",
+        TRAIN + "--method sedd --temperature 0.5": "--temperature.* sharpen .*--method sedd",
+        TRAIN + "--top_p 0.9": "--top_p.* sharpen .*--method latent",
+        TRAIN + "--method ar --T_schedule linear": "--method ar has no noise and no time: leave out --T_schedule",
+        TRAIN + "--method ar --lengths modelled": "--method ar ends a text by itself: leave out --lengths modelled",
+        TRAIN + "--method sedd --time_input none": "--time_input none: the ratios that sedd predicts change with time",
+        TRAIN + "--method mdlm --sampler ddpm_cache --time_input input": "--sampler ddpm_cache needs a network",
+        TRAIN + "--method mdlm --sigma_max 9": "--sigma_max do not apply to the loglinear schedule",
+        TRAIN + "--method sedd --noise_schedule linear --sigma_max 50": "--sigma_max 50 is too much for SEDD",
+        TRAIN + "--method mdlm --condition_on_source": "--condition_on_source: texts of 'demo' have no source",
+        TRAIN + "--method mdlm --mbr_candidates 3": "--mbr_candidates.*use --condition_on_source",
+        TRAIN + "--method mdlm --tokenizer no/such": "run: python -m scripts.cache_models no/such$",
+        TRAIN + "--method mdlm --tokenizer {tmp}": "not a model folder; expected a config.json",
+        TRAIN + "--method mdlm --running_text 20": "not running text; expected train.txt, valid.txt and test.txt",
+        TRAIN + "--method diffusion_bert --token_counts {file}": "file: cannot be read",
+        BERT + "--bert_model no/bert": "run: python -m scripts.cache_models no/bert$",
+        BERT + "--bert_model gpt2-demo": "gpt2-demo: no masked language model .*expected a BERT",
+        BERT + "--bert_model bart-demo": "bart-demo: a model of type bart; expected bert or roberta",
+        BERT + "--bert_model {bert} --tokenizer bart-demo": "--tokenizer does not go with --bert_model",
+        BERT + "--bert_model {bert} --class_conditional": "--class_conditional does not go with --bert_model",
+        BERT + "--bert_model {bert} --tx_dim 64": "--tx_dim does not go with --bert_model",
+        BERT + "--bert_model {bert} --max_length 20 --time_input input": "--time_input input: a pretrained BERT takes",
+        BERT + "--bert_model {bert} --max_length 28": "has room for 27 tokens; expected --max_length of at most that",
+        BERT + "--bert_model {bert} --max_length 27 --time_input token": "has room for 26 tokens",
     }.items(),
 )
 def test_a_wrong_command_line(refused, line, wanted):
     assert re.search(wanted, refused(line))
+
+
+def test_a_bert_with_another_tokenizer(refused, bert_dir, tmp_path):
+    shutil.copytree(bert_dir, tmp_path / "bert")
+    for file in (Path("pre_trained_models/bart-demo") / name for name in ("tokenizer.json", "tokenizer_config.json")):
+        shutil.copy(ROOT / file, tmp_path / "bert")
+    message = refused(BERT + f"--max_length 20 --bert_model {tmp_path / 'bert'}")
+    assert re.search(r"has 300 tokens, the tokenizer [\d,]+; expected the tokenizer of the same model", message)
+
+
+def test_token_counts_of_another_tokenizer(refused, tmp_path):
+    save_file({"token_counts": torch.ones(7, dtype=torch.long)}, tmp_path / "counts.safetensors")
+    message = refused(TRAIN + "--method diffusion_bert --token_counts {tmp}/counts.safetensors")
+    assert re.search(r"counts 7 tokens, the tokenizer has \d+; count with the same --tokenizer", message)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_character_that_no_training_text_has(refused, place, tmp_path, split, call):
+    (tmp_path / "own").mkdir()
+    for name in ("train", "valid", "test"):
+        (tmp_path / "own" / f"{name}.txt").write_text("a face\na line\n" + ("caf\xe9\n" if name == split else ""))
+    line = TRAIN + f"--data_dir {tmp_path} --dataset_name own --method mdlm --tokenizer char --save_and_sample_every 9 "
+    if split == "valid":
+        message = refused(line)
+    else:  # which training does not read
+        line = line.format(**place | {"runs": tmp_path / "saved"})
+        assert call(train_text_diffusion.main, f"{line} --output_dir {tmp_path}/run").status == 0
+        message = refused(f"--ppl_eval --resume_dir {tmp_path}/run")
+    assert re.search(rf"the {split} split of 'own': text 3: holds the character '\\xe9'", message)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +232,64 @@ def test_a_run_whose_model_flags_are_given_otherwise(refused, run_dir):
 
 def test_a_run_without_its_statistics(refused, run_dir):
     (run_dir / "checkpoints" / "step_00000002").mkdir(parents=True)
-    assert "latent_statistics.safetensors: latent statistics cannot be read" in refused(
-        f"--gen_data --resume_dir {run_dir}"
-    )
+    assert "latent_statistics.safetensors: cannot be read" in refused(f"--gen_data --resume_dir {run_dir}")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "wanted"),
+    [
+        ("--method latent", "", "--ppl_eval needs a method on tokens; this run is latent"),
+        ("--method diffusion_bert --spindle frequency", "", "--spindle frequency has no likelihood"),
+        ("--method diffusion_bert --spindle information", "", "--spindle information has no likelihood"),
+        ("--method mdlm --temperature 0.5", "--temperature 0.7", "--temperature changes samples"),
+        ("--method ar", "--top_k 5", "--top_k changes samples"),
+    ],
+)
+def test_what_has_no_likelihood_is_told_before_anything_is_loaded(refused, place, method, given, wanted):
+    folder = place["tmp"] / "run"
+    (folder / "checkpoints" / "step_00000002").mkdir(parents=True)  # empty: whoever reads it stumbles
+    Options.from_argv((TRAIN.format(**place) + method).split()).save(folder)
+    assert wanted in refused(f"--ppl_eval --resume_dir {folder} {given}")
+
+
+# Sampling
+
+
+@pytest.mark.parametrize(
+    ("run", "line", "wanted"),
+    [
+        ("mdlm", "--clamp near", "--clamp 'near': expected POSITION:TEXT"),
+        ("mdlm", "--clamp -1:near", "--clamp"),
+        ("mdlm", "--clamp 24:pub", "expected at most 24"),
+        ("mdlm", "--prefix {long}", r"reaches \d+ tokens; expected at most 24, the longest text of the model"),
+        ("mdlm", "--suffix {long}", "expected at most 24"),
+        ("mdlm", "--prefix {half} --suffix {half}", "expected at most 24"),
+        ("mdlm --lengths modelled", "--prefix {half} --suffix {half}", "expected at most 24"),
+        ("ar", "--prefix {long}", "expected at most 24"),
+        ("mdlm", "--semi_ar_stride 24", "--semi_ar_stride 24: expected 1 to 23"),
+        ("mdlm", "--semi_ar_stride 0", "--semi_ar_stride 0: expected 1 to 23"),
+        ("mdlm", "--semi_ar_stride 3 --semi_ar_strides 0", "--semi_ar_strides 0: expected at least 1"),
+        ("mdlm", "--semi_ar_stride 3 --prefix A", "--prefix does not go with --semi_ar_stride"),
+        ("mdlm", "--semi_ar_stride 3 --show_intermediate", "--show_intermediate does not go with --semi_ar_stride"),
+        ("mdlm", "--split dev", "--split 'dev' is not one of: train, valid, test"),
+        ("mdlm", "--strategy beam", "--strategy 'beam' is not one of: sample"),
+        ("mdlm", "--sampler euler", "--method mdlm has the samplers ancestral"),
+        ("mdlm", "--p_uniform 0.5", "--p_uniform"),
+        ("latent", "--show_intermediate", "need a method on tokens; this run is latent"),
+        ("latent", "--semi_ar_stride 3", "need a method on tokens; this run is latent"),
+        ("latent", "--temperature 0.5", "--method latent"),
+        ("char", "--prefix Ü", "holds the character '.xdc', which no training text has"),
+    ],
+)
+def test_a_wrong_way_to_sample(refused, small_run, run, line, wanted):
+    method, _, flags = run.partition(" ")
+    if method == "char":
+        folder = small_run("mdlm", trunk="--tokenizer char --tx_dim 64 --tx_depth 1")
+    else:
+        folder = small_run(method, flags)
+    long, half = (f"'{' '.join(['pub'] * count)}'" for count in (40, 14))
+    line = line.replace("{long}", long).replace("{half}", half)
+    assert re.search(wanted, refused(f"--resume_dir {folder} --num_samples 2 {line}", sample.main))
 
 
 # The scripts beside the entry script
@@ -172,7 +299,7 @@ def test_a_run_without_its_statistics(refused, run_dir):
     ("main", "line", "wanted"),
     [
         (sample.main, "", "needs --resume_dir"),
-        (sample.main, "--resume_dir {tmp} --strategy best", "--strategy 'best' is not one of: beam, nucleus"),
+        (sample.main, "--resume_dir {tmp}/run --strategy best", "--strategy 'best' is not one of: beam, nucleus"),
         (sample.main, "--resume_dir {tmp} --strategies beam", "unknown argument '--strategies'"),
         (evaluate_samples.main, "--dataset_name demo", "--samples None: expected a file"),
         (evaluate_samples.main, "--samples {tmp}/none.txt --dataset_name demo", "none.txt: cannot be read"),
@@ -189,7 +316,7 @@ def test_a_run_without_its_statistics(refused, run_dir):
         (demo.main, "--steps 3", "unknown argument '--steps'"),
     ],
 )
-def test_a_wrong_command_line_of_another_script(refused, tmp_path, main, line, wanted):
+def test_a_wrong_command_line_of_another_script(refused, run_dir, tmp_path, main, line, wanted):
     (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n{"words": "bad"}\n')
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "good.txt").write_text("A text.\n")

@@ -65,7 +65,9 @@ REFERENCE_DEFAULTS = {
 }  # fmt: skip
 # Ours differ where the reference's cannot be trained (noise prediction), are a slip, or are needed for any good result.
 OWN_DEFAULTS = {"objective": "pred_x0", "optimizer": "adamw", "normalize_latent": True}
-ONE_CALL = ("eval", "eval_test", "gen_data", "resume_training", "resume_dir", "milestone")
+ONE_CALL = (
+    "eval", "eval_test", "ppl_eval", "gen_data", "resume_training", "resume_dir", "milestone", "mbr_candidates"
+)  # fmt: skip
 
 
 def options(line: str = "") -> Options:
@@ -163,8 +165,15 @@ def test_given_flags_are_known_however_they_are_written():
         "lr_schedule": ["cosine", "linear", "constant"],
         "optimizer": ["adamw", "lion"],
         "mixed_precision": ["no", "fp16", "bf16"],
-        "sampler": ["ddim", "ancestral"],
+        "sampler": ["default", "ddim", "ancestral", "ddpm_cache", "first_hitting", "euler", "left_to_right"],
         "latent_scale": ["scalar", "dimension"],
+        "method": ["latent", "ar", "d3pm", "mdlm", "sedd", "gidd", "diffusion_bert"],
+        "lengths": ["drawn", "modelled"],
+        "time_input": ["default", "none", "input", "token", "layerwise"],
+        "noise_schedule": ["default", "loglinear", "cosine", "cosine_squared", "linear", "geometric"],
+        "graph": ["absorb", "uniform"],
+        "gidd_weights": ["dynamic", "clip", "raw"],
+        "spindle": ["none", "type", "frequency", "information"],
     }.items(),
 )
 def test_a_wrong_choice_names_the_choices(flag, choices):
@@ -178,7 +187,8 @@ def test_a_wrong_choice_names_the_choices(flag, choices):
 @pytest.mark.parametrize(
     "flag",
     "num_samples train_batch_size eval_batch_size num_train_steps gradient_accumulation_steps save_and_sample_every "
-    "log_every ema_update_every tx_dim tx_depth timesteps sampling_timesteps learning_rate metric_batch_size".split(),
+    "log_every ema_update_every tx_dim tx_depth timesteps sampling_timesteps learning_rate metric_batch_size "
+    "likelihood_draws mbr_candidates temperature top_p sigma_min sigma_max gidd_max_weight".split(),
 )
 @pytest.mark.parametrize("value", ["0", "-1", "many", "nan"])
 def test_counts_and_rates_must_be_positive_numbers(flag, value):
@@ -193,7 +203,9 @@ def test_counts_and_rates_must_be_positive_numbers(flag, value):
         "--self_condition_prob nan", "--tx_dim 100", "--random_seed -1", "--polynomial_T_power 0", "--tan_d 0",
         "--p2_loss_weight_gamma nan", "--max_length 1", "--mauve_seeds 2", "--mauve_scaling_factor nan",
         "--keep_checkpoints -1", "--scale_shift perhaps", "--num_train_steps 1.5", "--wandb_name",
-        "--beta_schedule linear --timesteps 20",
+        "--beta_schedule linear --timesteps 20", "--spindle_lambda 0.5", "--spindle_lambda -0.1",
+        "--spindle_lambda nan", "--p_uniform 1", "--p_uniform -0.1", "--p_uniform nan", "--top_p 1.5", "--top_k -1",
+        "--temperature inf", "--sigma_min 2 --sigma_max 1", "--hybrid_weight -1", "--running_text 1",
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_flag(line):
@@ -205,6 +217,7 @@ def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_flag(line):
     {
         "--eval": "--eval needs --resume_dir",
         "--gen_data": "--gen_data needs --resume_dir",
+        "--ppl_eval": "--ppl_eval needs --resume_dir",
         "--resume_training": "--resume_training needs --resume_dir",
         "--eval --eval_test --resume_dir x": "one mode at a time",
         "--resume_dir x": "--resume_dir needs a mode",
@@ -250,7 +263,8 @@ def test_options_survive_the_disk(saved_run):
     [
         "--tx_dim 256", "--tx_depth 1", "--self_condition", "--class_conditional", "--scale_shift", "--timesteps 500",
         "--objective pred_v", "--beta_schedule linear", "--max_length 32", "--normalize_latent", "--dataset_name e2e",
-        "--latent_scale dimension", "--tx-dim=256", "--label_field kind",
+        "--latent_scale dimension", "--tx-dim=256", "--label_field kind", "--method mdlm", "--tokenizer char",
+        "--lengths modelled", "--time_input none", "--graph uniform", "--p_uniform 0.2", "--noise_schedule cosine",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["eval_test", "resume_training"])

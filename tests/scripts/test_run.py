@@ -19,13 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_models.corpora import DataOptions, load_corpus
+from latent_models.lengths import LengthModel
 from latent_models.statistics import LatentStatistics
 from scripts import evaluate_samples, export_run
 from scripts import sample as sample_script
-from scripts.build import LatentData, build, check, encode_split, load_codec, load_system
+from scripts.build import build, check, device
 from scripts.demo_grammar import parse
 from scripts.options import Options
-from scripts.sample import read_texts, sample
+from scripts.samples_file import read_texts
+from scripts.sampling import sample
+from scripts.spaces import LatentData, encode_split, load_codec
 from train_text_diffusion import main, make_run_dir
 
 ROOT = Path(__file__).parents[2]
@@ -93,22 +96,14 @@ def plain(train):
     return train("plain", "plain")
 
 
-def loaded(run_dir: Path, *more: str):
-    return load_system(Options.from_argv(["--gen_data", "--resume_dir", str(run_dir), *more]))[0]
-
-
 @pytest.fixture
-def talkative(labelled):
+def talkative(labelled, loaded):
     """The class-conditional system with a denoiser whose output depends on everything, as after long training."""
     system = loaded(labelled[0])
     generator = torch.Generator().manual_seed(0)
     for parameter in (system.denoiser.write.weight, system.denoiser.label.weight):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     return system
-
-
-def rows_of(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def copied(run_dir: Path, place: Path) -> Path:
@@ -127,7 +122,9 @@ def test_a_run_folder_holds_what_a_run_needs(labelled, place):
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == checkpoints
     for step in checkpoints:
         folder = run_dir / "evaluation" / step
-        assert {path.name for path in folder.iterdir()} == {"beam.jsonl", "nucleus.jsonl", "scores.json", "table.md"}
+        assert {path.name for path in folder.iterdir()} == {
+            "beam.jsonl", "nucleus.jsonl", "scores.json", "table.md", "timing.json"
+        }  # fmt: skip
         assert len(read_texts(folder / "beam.jsonl")) == len(read_texts(folder / "nucleus.jsonl")) == 20
     assert not list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.pkl"))
     latents = [path.name.rsplit("-", 1)[0] for path in (place / "latents").iterdir()]
@@ -136,7 +133,7 @@ def test_a_run_folder_holds_what_a_run_needs(labelled, place):
     assert (run_dir / "evaluation" / "step_00000004" / "table.md").read_text() in outcome.err
 
 
-def test_metrics_hold_every_logged_step_and_the_scores(labelled):
+def test_metrics_hold_every_logged_step_and_the_scores(labelled, rows_of):
     rows = rows_of(labelled[0])
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     scored = [row for row in rows if "beam/mauve" in row]
@@ -168,9 +165,9 @@ def test_a_second_run_reads_the_encoded_splits_of_the_first(labelled, train, mon
 def test_training_gets_normalised_latents(labelled, data_dir, place):
     options = Options.from_argv(["--eval", "--resume_dir", str(labelled[0])])
     corpus = check(options)
-    cache = encode_split(options, load_codec(options), corpus, "train")
+    cache = encode_split(load_codec(options.codec, device()), corpus, "train", place / "latents")
     statistics = LatentStatistics.load(labelled[0] / "latent_statistics.safetensors")
-    assert np.array_equal(statistics.length_counts, np.bincount(cache.lengths))
+    assert np.array_equal(statistics.lengths.counts, np.bincount(cache.lengths))
     label_ids = np.arange(len(cache.lengths)) % 3 - 1
     batch = LatentData(cache, statistics, label_ids).batch(np.arange(len(cache.lengths)))
     assert (batch.x0[~batch.valid] == 0).all()
@@ -223,7 +220,7 @@ def test_default_metric_models_may_be_missing_in_training(train, call, without_d
 # Resuming
 
 
-def test_resuming_gives_the_run_that_was_never_interrupted(plain, call, tmp_path):
+def test_resuming_gives_the_run_that_was_never_interrupted(plain, call, tmp_path, rows_of):
     run_dir = copied(plain[0], tmp_path)
     shutil.rmtree(run_dir / "checkpoints" / "step_00000004")
     outcome = call(main, f"--resume_training --resume_dir {run_dir}")
@@ -245,7 +242,7 @@ def test_resuming_gives_the_run_that_was_never_interrupted(plain, call, tmp_path
     assert steps == [(row["step"], "loss" in row) for row in rows_of(plain[0])]
 
 
-def test_a_run_resumed_for_longer_remembers_it(plain, call, tmp_path):
+def test_a_run_resumed_for_longer_remembers_it(plain, call, tmp_path, rows_of):
     run_dir = copied(plain[0], tmp_path)
     line = f"--resume_training --resume_dir {run_dir} --num_train_steps 6 --num_samples 3 --save_and_sample_every 6"
     assert call(main, line).status == 0
@@ -258,7 +255,7 @@ def test_a_run_resumed_for_longer_remembers_it(plain, call, tmp_path):
 
 def test_resuming_with_a_codec_of_another_width_changes_nothing(plain, call, tmp_path):
     run_dir = copied(plain[0], tmp_path)
-    statistics = LatentStatistics(torch.zeros(7), torch.ones(()), torch.ones(3))
+    statistics = LatentStatistics(torch.zeros(7), torch.ones(()), LengthModel(torch.ones(3)))
     statistics.save(run_dir / "latent_statistics.safetensors")
     before = (run_dir / "args.json").read_bytes()
     for mode in ("resume_training --save_and_sample_every 4", "eval"):
@@ -325,7 +322,7 @@ def test_evaluating_with_another_sampler_setting(plain, call, tmp_path):
     assert "--sampling_timesteps 51" in call(main, f"{line} --sampling_timesteps 51").errors[0]
 
 
-def test_the_averaged_weights_make_the_samples(plain, tmp_path):
+def test_the_averaged_weights_make_the_samples(plain, tmp_path, loaded):
     run_dir = copied(plain[0], tmp_path)
     path = run_dir / "checkpoints" / "step_00000004" / "ema.safetensors"
     averaged = load_file(path)
@@ -362,23 +359,23 @@ def test_a_label_changes_the_sample_and_nothing_else(talkative):
     assert (zeros.lengths, zeros.seeds) == (ones.lengths, ones.seeds)
 
 
-def test_what_the_denoiser_writes_is_unnormalised_before_decoding(plain, monkeypatch):
+def test_what_the_denoiser_writes_is_unnormalised_before_decoding(plain, monkeypatch, loaded):
     """A denoiser before training writes zeros, which are the mean of the training latents."""
     system = loaded(plain[0])
-    fresh = build(system.options, system.corpus, system.codec, system.statistics)
+    fresh = build(system.options, system.corpus, system.space)
     fresh.denoiser.eval()
     seen = []
-    monkeypatch.setattr(fresh.codec, "decode", lambda x0, valid, *_: seen.append((x0, valid)) or [""] * len(x0))
+    monkeypatch.setattr(fresh.space.codec, "decode", lambda x0, valid, *_: seen.append((x0, valid)) or [""] * len(x0))
     lengths = sample(fresh, 5, 42, strategies=["beam"]).lengths
     ((states, valid),) = seen
-    assert torch.allclose(states, fresh.statistics.mean.expand_as(states))
+    assert torch.allclose(states, fresh.space.statistics.mean.expand_as(states))
     assert sorted(valid.sum(1).tolist()) == sorted(lengths)
-    assert all(fresh.statistics.length_counts[length] > 0 for length in lengths)
+    assert all(fresh.space.lengths.counts[length] > 0 for length in lengths)
 
 
-def test_initial_weights_come_from_the_seed_of_the_run(plain):
+def test_initial_weights_come_from_the_seed_of_the_run(plain, loaded):
     system = loaded(plain[0])
-    parts = system.corpus, system.codec, system.statistics
+    parts = system.corpus, system.space
     torch.manual_seed(1)
     first = build(system.options, *parts).denoiser.state_dict()
     torch.manual_seed(2)
@@ -401,7 +398,7 @@ def synthetic(run_dir: Path, count: int) -> dict[int, list[list[str]]]:
     return found
 
 
-def test_gen_data_of_a_class_conditional_run_shares_the_texts_out(labelled, call, tmp_path):
+def test_gen_data_of_a_class_conditional_run_shares_the_texts_out(labelled, call, tmp_path, loaded):
     outcome = call(main, f"--gen_data --resume_dir {labelled[0]} --output_dir {tmp_path} --num_samples 10")
     assert outcome.status == 0, outcome.err
     classes = loaded(labelled[0]).classes
@@ -413,7 +410,7 @@ def test_gen_data_of_a_class_conditional_run_shares_the_texts_out(labelled, call
     assert len(outcome.out.splitlines()) == 5
 
 
-def test_gen_data_gives_every_text_noise_of_its_own(labelled):
+def test_gen_data_gives_every_text_noise_of_its_own(labelled, loaded):
     """Also those of different classes."""
     seen = []
     system = loaded(labelled[0])
@@ -453,7 +450,7 @@ def test_sampled_texts_can_be_scored_by_themselves(labelled, call, data_dir, tmp
     assert scores["16.jsonl"]["texts"] == 16
 
 
-def test_an_exported_run_is_small_and_samples_like_the_run(plain, call, tmp_path):
+def test_an_exported_run_is_small_and_samples_like_the_run(plain, call, tmp_path, loaded):
     run_dir = plain[0]
     target = tmp_path / "shared"
     outcome = call(export_run.main, f"--run {run_dir} --output_dir {target}")

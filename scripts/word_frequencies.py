@@ -1,0 +1,55 @@
+"""Counts how often each token occurs in the training texts, for DiffusionBERT's spindle schedules.
+
+    python -m scripts.word_frequencies --dataset_name e2e --tokenizer bert-base-uncased --output_file COUNTS.safetensors
+
+Training counts by itself where --token_counts names no file; this is for counts of another, larger corpus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from safetensors.torch import save_file
+
+from latent_models.corpora import DataOptions, load_corpus
+from latent_models.seq2seq_codec import CodecOptions
+from scripts.build import check_writable
+from scripts.errors import UsageError, run
+from scripts.method_options import TokenOptions
+from scripts.options import parse
+from scripts.spaces import make_token_codec
+
+SHOWN = 10
+
+
+@dataclass
+class FrequencyOptions:
+    _argument_group_name: ClassVar[str] = "output"
+
+    output_file: str | None = field(default=None, metadata={"help": "a .safetensors file"})
+
+    def __post_init__(self):
+        if self.output_file is None or Path(self.output_file).suffix != ".safetensors":
+            raise UsageError(f"--output_file {self.output_file}: expected a file that ends in .safetensors")
+
+
+def main() -> None:
+    output, data, codec_options, tokens = parse(
+        [FrequencyOptions, DataOptions, CodecOptions, TokenOptions], description=__doc__
+    )
+    check_writable("output_file", Path(output.output_file).parent)
+    corpus = load_corpus(data)
+    codec = make_token_codec(tokens, codec_options, corpus, data.running_text is not None)
+    counts = codec.token_counts(codec.encode_split(corpus.train.texts))
+    Path(output.output_file).parent.mkdir(parents=True, exist_ok=True)
+    save_file({"token_counts": counts}, output.output_file)
+    seen = int((counts > 0).sum())
+    print(f"{output.output_file}: {int(counts.sum()):,} tokens, {seen:,} of {len(counts):,} types seen; most frequent:")
+    for i in counts.argsort(descending=True)[:SHOWN].tolist():
+        print(f"  {int(counts[i]):>10,}  {codec.tokenizer.convert_ids_to_tokens(i)}")
+
+
+if __name__ == "__main__":
+    run(main)
