@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,13 @@ def given_by(system: System, options: SampleOptions, count: int) -> Given:
     for each in options.clamp:
         position, _, text = each.partition(":")
         pieces.append(Piece(piece(text, first=int(position) == 0), int(position)))
+    pieces.sort(key=lambda piece: piece.position)
+    for one, other in itertools.pairwise(pieces):
+        if other.position < one.position + len(one.x0):
+            raise UsageError(
+                f"--clamp {other.position}: the piece given before it reaches position "
+                f"{one.position + len(one.x0) - 1}; expected pieces that do not overlap"
+            )
     if options.suffix is not None:
         pieces.append(Piece(piece(options.suffix, last=True), None))
     return Given(sources, tuple(pieces))

@@ -146,24 +146,23 @@ def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Pr
     predict_x0, chosen = Prediction(system.process, system.denoiser, valid, label), system.options.sampling
     if not chosen.is_tempered:
         return predict_x0
-    return Tempered(predict_x0, chosen.temperature, chosen.top_p, chosen.top_k)
+    return Tempered(predict_x0, chosen.temperature, chosen.top_p, chosen.top_k, system.process.mask_id)
 
 
 def _target_lengths(system: System, u: Tensor, given: Given) -> Tensor:
     """Positions of each text to be made: as many as the pieces given need at least."""
     limit = system.space.limit
-    ends = [len(piece.x0) + (piece.position or 0) for piece in given.pieces]
-    if max(ends, default=0) > limit:
-        raise UsageError(f"what is given of a text reaches {max(ends):,} tokens; expected at most {limit:,}, the "
-                         "longest text of the model: shorten it")  # fmt: skip
+    least = sum(len(piece.x0) for piece in given.pieces if piece.position is None) + max(
+        (piece.position + len(piece.x0) for piece in given.pieces if piece.position is not None), default=0
+    )
+    if least > limit:
+        raise UsageError(
+            f"what is given of a text takes {least:,} tokens; expected at most {limit:,}, the longest text of the "
+            "model: shorten it"
+        )
     pinned = any(piece.position is None for piece in given.pieces)  # to the end, which must then be known
     if system.writes_length and not (pinned and system.method.causal):
         return torch.full((len(u),), limit)
-    least = sum(len(piece.x0) for piece in given.pieces if piece.position is None) + max(
-        (len(piece.x0) + piece.position for piece in given.pieces if piece.position is not None), default=0
-    )
-    if least > limit:
-        raise UsageError(f"what is given of a text is {least:,} tokens; expected at most {limit:,}: shorten it")
     return system.space.lengths.lengths_at(u).clamp(min=least)
 
 

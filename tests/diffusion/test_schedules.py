@@ -147,6 +147,7 @@ def test_time_grids_fall_from_one_to_zero_without_repeats(T):
 def test_more_sampling_steps_than_steps_are_refused(T, S):
     with pytest.raises(DiffusionError, match="between 1 and --timesteps") as error:
         time_grid(T, S)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("S", [1, 3, 1000, 4001])
@@ -156,7 +157,6 @@ def test_even_grids_fall_evenly_from_one_to_zero_exactly(S):
     np.testing.assert_allclose(-np.diff(times), 1 / S, rtol=1e-9)
     with pytest.raises(DiffusionError, match="--sampling_timesteps 0"):
         even_grid(0)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("T_k", [1, 2, 37, 100])

@@ -17,6 +17,7 @@ from offline_metrics.suite import MetricOptions, MetricSuite
 
 # Built-in columns that others enter: what needs the model, what needs paired references, what is asked for apart.
 NOT_IN_A_ROW = {
+    "likelihood_texts", "likelihood_tokens", "draws", "nats_per_token_draws",
     "nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character",
     "bleu", "sentence_bleu4", "rouge_l", "dist_1_per_text", "div_4", "candidate_self_bleu4",
     "pooled_unigram_entropy", "dist_1", "dist_2", "self_bleu4",

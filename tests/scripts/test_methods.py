@@ -74,6 +74,13 @@ def assert_same_weights(one, other):
         assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
+def padded(rows):
+    """x0 and valid of some ids."""
+    longest = max(map(len, rows))
+    x0 = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return x0, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+
+
 # A life
 
 
@@ -156,7 +163,7 @@ def test_samples_in_a_file_say_what_they_were_made_of(run_dir, call, tmp_path, l
         assert row.keys() == {"text", "tokens", "seed", "ids", "tokenizer"}
         assert len(row["ids"]) == row["tokens"] <= 24
         assert codec.mask_id not in row["ids"]
-        assert codec.decode(torch.tensor([row["ids"]]), torch.ones(1, row["tokens"], dtype=torch.bool)) == [row["text"]]
+        assert codec.decode(*padded([row["ids"]])) == [row["text"]]
         assert codec.fingerprint.startswith(row["tokenizer"])
 
 
@@ -202,6 +209,14 @@ def test_a_low_temperature_takes_the_likeliest(run_dir, method, talkative):
     if METHODS[method].causal:
         assert len({tuple(ids) for ids in sample(cold, 3, 0).ids}) == 1
         assert sample(talkative(run_dir, "--top_k", "1"), 3, 0) == sample(cold, 3, 0)
+
+
+@pytest.mark.parametrize("flag", ["--temperature 0.01", "--top_p 0.5", "--top_k 1"])
+def test_a_network_that_would_rather_keep_its_masks_still_writes(small_run, loaded, flag):
+    """D3PM alone gives the mask a probability, which sharpening must not make the only one."""
+    system = loaded(small_run("d3pm"), *flag.split())
+    system.denoiser.write.bias.data[system.space.codec.mask_id] = 20.0
+    assert system.space.codec.mask_id not in {i for ids in sample(system, 3, 0).ids for i in ids}
 
 
 def test_averaged_weights_make_the_samples(run_dir, loaded):
@@ -295,12 +310,12 @@ def test_texts_made_from_sources(small_run, pairs, method, call, tmp_path, monke
     found = sample(system, 5, 42, given=Given(sources))
     ((x0, shown),) = seen
     rows = {tuple(ids[keep].tolist()): ids.tolist() for ids, keep in zip(x0, shown, strict=True)}
-    for ids, before, length in zip(found.ids, system.space.codec.encode_sources(sources), found.lengths, strict=True):
-        assert rows[tuple(ids)][: len(before)] == before and before[-1] == system.space.codec.eos_id
+    for ids, before, length in zip(found.ids, system.space.encode_sources(sources), found.lengths, strict=True):
+        (whole,) = [row for target, row in rows.items() if target[:length] == tuple(ids)]
+        assert whole[: len(before)] == before and before[-1] == system.space.codec.eos_id
         assert len(ids) == length <= system.space.limit == 20
     assert sample(system, 5, 42, given=Given(system.corpus.test.sources[5:10])).ids != found.ids
-    shown_ids = [(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)) for ids in found.ids]
-    assert found.first == [system.space.codec.decode(*each)[0] for each in shown_ids]
+    assert found.first == system.space.codec.decode(*padded(found.ids))
 
     outcome = call(main, f"--ppl_eval --resume_dir {run_dir} --output_dir {tmp_path}")
     assert outcome.status == 0, outcome.err
@@ -311,11 +326,21 @@ def test_texts_made_from_sources(small_run, pairs, method, call, tmp_path, monke
     assert few.status == 2 and "--num_samples 13: the test split has 12 sources" in few.errors[0]
 
 
-def test_modelled_lengths_are_written_by_the_model(small_run, talkative, call, tmp_path):
-    run_dir = small_run("mdlm", "--lengths modelled")
-    system = talkative(run_dir)
-    found = sample(system, 3, 42)
-    assert found.lengths == [24] * 3 and all(len(ids) == 24 for ids in found.ids)
+@pytest.mark.parametrize(("method", "flags"), [("ar", ""), ("mdlm", "--lengths modelled"), ("mdlm", "")])
+def test_a_text_ends_where_its_method_says(small_run, method, flags, loaded):
+    system = loaded(small_run(method, flags))
+    codec = system.space.codec
+    system.denoiser.write.weight.data.zero_()
+    system.denoiser.write.bias.data.zero_()[codec.eos_id] = math.log(100)  # a seventh or so of all tokens
+    found = sample(system, 12, 42)
+    assert found.lengths == [len(ids) for ids in found.ids] and max(found.lengths) <= 24
+    ends = [ids.index(codec.eos_id) + 1 if codec.eos_id in ids else 24 for ids in found.ids]
+    assert (found.lengths == ends) == system.writes_length  # the others have a length that was drawn
+    assert found.first == codec.decode(*padded([ids[:end] for ids, end in zip(found.ids, ends, strict=True)]))
+
+
+def test_modelled_lengths_are_trained_with_padding(small_run, loaded):
+    system = loaded(small_run("mdlm", "--lengths modelled"))
     batch = system.data("train").batch(range(8))
     assert batch.valid.all() and batch.x0.shape == (8, 24)
     assert (batch.x0 == system.space.codec.pad_id).any()
@@ -325,7 +350,7 @@ def test_modelled_lengths_are_written_by_the_model(small_run, talkative, call, t
 
 
 @pytest.mark.parametrize("time_input", ["none", "token", "layerwise"])
-def test_diffusion_bert_starts_from_a_cached_bert(small_run, bert_dir, time_input, resumed, loaded, call):
+def test_diffusion_bert_starts_from_a_cached_bert(small_run, bert_dir, time_input, resumed, loaded, call, tmp_path):
     run_dir = small_run("diffusion_bert", f"--time_input {time_input}", f"--bert_model {bert_dir}")
     assert_same_weights(run_dir, resumed(run_dir))
     system = loaded(run_dir)
@@ -335,3 +360,4 @@ def test_diffusion_bert_starts_from_a_cached_bert(small_run, bert_dir, time_inpu
                       (build(system.options, system.corpus, system.space), system))  # fmt: skip
     assert torch.equal(fresh, pretrained) and not torch.equal(trained, pretrained)
     assert call(sample_script.main, f"--resume_dir {run_dir} --num_samples 2").status == 0
+    assert call(main, f"--ppl_eval --resume_dir {run_dir} --output_dir {tmp_path}").status == 0
