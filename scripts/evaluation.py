@@ -72,8 +72,9 @@ def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[st
         count, candidates = min(count, available), system.options.run.mbr_candidates
         samples = sample_candidates(system, sources[:count], seed, candidates)
         made = chosen(samples, candidates)
-    rows = {HUMAN: suite.human_row(count)}
+    rows: dict[str, Scores] = {}
     evaluation = Evaluation(made, rows, time.monotonic() - started)
+    rows[HUMAN] = suite.human_row(count)
     for name, texts in evaluation.texts.items():
         rows[name] = suite.score(texts)
         if sources is not None:
