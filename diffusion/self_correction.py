@@ -88,7 +88,8 @@ def replace(logits: Tensor, z: Tensor, free: Tensor, u: Tensor, temperature: flo
 
     Of the free positions where z' differs from z those with the highest p(z') take it, at most tokens_per_step.
     """
-    p = (logits.double() / temperature).softmax(-1)
+    logits = logits.double()
+    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)  # finite at any temperature
     proposal = sample_categorical(p, u)
     score = p.gather(-1, proposal[..., None]).squeeze(-1) * ((proposal != z) & free)
     top = score.topk(min(tokens_per_step, z.shape[1]), dim=1)

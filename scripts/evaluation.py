@@ -31,6 +31,7 @@ class Evaluation:
     samples: dict[str, Samples]  # by row
     rows: dict[str, Scores]
     seconds: float  # of sampling and decoding
+    candidates: Samples | None = None  # of each source, where there were some to choose from
 
     @property
     def texts(self) -> dict[str, list[str]]:
@@ -38,11 +39,16 @@ class Evaluation:
         return {row: samples.texts.get(row, samples.first) for row, samples in self.samples.items()}
 
     def write(self, folder: Path) -> None:
-        """<row>.jsonl, scores.json and table.md; timing.json, which alone differs when the same is done again."""
+        """<row>.jsonl, scores.json and table.md; timing.json, which alone differs when the same is done again.
+
+        candidates.jsonl where there were some to choose from, those of one source one after the other.
+        """
         for row, samples in self.samples.items():
             samples.write_strategy(row if row in samples.texts else next(iter(samples.texts)), folder / f"{row}.jsonl")
+        if self.candidates is not None:
+            self.candidates.write_strategy(next(iter(self.candidates.texts)), folder / "candidates.jsonl")
         write_rows(folder, self.rows)
-        made = len(next(iter(self.samples.values())).first)
+        made = len((self.candidates or next(iter(self.samples.values()))).first)
         report.write_json(folder / "timing.json", {"seconds": self.seconds, "samples": made})
 
 
@@ -57,28 +63,30 @@ def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
 
 def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[str] | None = None) -> Evaluation:
     """Samples `num_samples` texts and scores them by every strategy; `sources` are those of the suite's references."""
-    count = system.options.run.num_samples
+    count, each, candidates = system.options.run.num_samples, system.options.run.mbr_candidates, None
     available = len(suite.reference_texts)
-    if count > available:
-        note(
-            f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} with "
-            f"{available:,}; the other metrics use all {count:,}"
-        )
     started = time.monotonic()
     if sources is None:
+        if count > available:
+            note(
+                f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} "
+                f"with {available:,}; the other metrics use all {count:,}"
+            )
         samples = sample(system, count, seed)
         made = dict.fromkeys(samples.texts, samples)
     else:
-        count, candidates = min(count, available), system.options.run.mbr_candidates
-        samples = sample_candidates(system, sources[:count], seed, candidates)
-        made = chosen(samples, candidates)
-    rows: dict[str, Scores] = {}
-    evaluation = Evaluation(made, rows, time.monotonic() - started)
-    rows[HUMAN] = suite.human_row(count)
+        if count > available:
+            note(f"{count:,} samples asked but there are {available:,} sources: {available:,} are made, one for each")
+            count = available
+        candidates = sample_candidates(system, sources[:count], seed, each)
+        made = chosen(candidates, each)
+    seconds = time.monotonic() - started
+    rows = {HUMAN: suite.human_row(count)}
+    evaluation = Evaluation(made, rows, seconds, candidates if each > 1 else None)
     for name, texts in evaluation.texts.items():
         rows[name] = suite.score(texts)
-        if sources is not None:
-            add_pair_scores(rows[name], texts, suite.reference_texts[:count], candidate_sets(samples, candidates))
+        if candidates is not None:
+            add_pair_scores(rows[name], texts, suite.reference_texts[:count], candidate_sets(candidates, each))
     return evaluation
 
 

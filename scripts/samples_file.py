@@ -76,8 +76,9 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise UsageError(f'{path}:{number}: not a sample; expected a JSON object such as {{"text": "..."}}')
+        row["text"].encode()  # JSON can spell half a surrogate pair, which is no text
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UsageError(
+            f'{path}:{number}: not a sample; expected a JSON object such as {{"text": "..."}}'
+        ) from None
     return row

@@ -10,6 +10,7 @@ making them alike.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,16 +21,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.guidance import Prediction
 from diffusion.randomness import SampleGenerators, sample_seeds
 from diffusion.self_correction import STOPS, self_correct
+from latent_models.codec import ModelError
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.report import write_json
 from offline_metrics.self_bleu import self_bleu4
 from scripts.build import System, check_writable, load_system
 from scripts.errors import UsageError, run
+from scripts.methods import SHARPENING
 from scripts.options import GROUPS, Options, parse
 from scripts.samples_file import FINGERPRINT, read_samples
-from scripts.sampling import prediction
 
 EARLY = 0.01  # the time at which the network is asked: nearly finished texts
 
@@ -52,7 +55,7 @@ class CorrectionOptions:
             raise UsageError(f"--samples {self.samples}: expected a file that ends in .jsonl or .txt")
         if self.output_file is None:
             raise UsageError("expected --output_file, where corrected texts go")
-        if not self.correction_temperature > 0:
+        if not 0 < self.correction_temperature < math.inf:
             raise UsageError(f"--correction_temperature {self.correction_temperature}: expected a number above 0")
         for flag in ("tokens_per_step", "max_correction_steps"):
             if getattr(self, flag) < 1:
@@ -61,56 +64,86 @@ class CorrectionOptions:
             raise UsageError(f"--patience {self.patience}: expected 0 or more")
 
 
-def ids_of(system: System, rows: list[dict[str, Any]], path: Path) -> list[list[int]]:
-    """Token ids of each sample: its own, else those of its text; UsageError for ids of another tokenizer."""
-    codec = system.space.codec
-    if "ids" not in rows[0]:
-        split = codec.encode_split([row["text"] for row in rows])
-        return [split.ids[a:b].tolist() for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)]
+def check_run(options: Options) -> None:
+    """Raises UsageError for a run that cannot correct, and for flags that change samples but not corrections."""
+    run_dir, method = options.run.resume_dir, options.method.method
+    if method != "gidd":
+        raise UsageError(
+            f"{run_dir}: a run of --method {method}; self-correction needs gidd, whose network says what it would put "
+            "in place of a token that it sees"
+        )
+    if options.tokens.condition_on_source:
+        raise UsageError(f"{run_dir}: a run of --condition_on_source; samples files do not hold the sources it needs")
+    for flag in SHARPENING:
+        if flag in options.given:
+            raise UsageError(f"--{flag} changes samples, not corrections; use --correction_temperature")
+
+
+def ids_of(system: System, row: dict[str, Any]) -> list[int]:
+    """Token ids of a sample: its own, else those of its text; UsageError for such as the run cannot read."""
+    codec, limit = system.space.codec, system.space.limit
+    if "ids" not in row:
+        ids = system.space.piece(row["text"], first=True, last=True).tolist()
+    elif row.get("tokenizer") != codec.fingerprint[:FINGERPRINT]:
+        raise UsageError(
+            f"its ids are of another tokenizer or --max_length ({row.get('tokenizer')}) than the run's "
+            f"({codec.fingerprint[:FINGERPRINT]}); take a run of that tokenizer, or remove `ids` to go by the text"
+        )
+    else:
+        ids = row["ids"]
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < codec.vocab_size for i in ids):
+            raise UsageError(f"ids that the tokenizer does not have; expected 0 to {codec.vocab_size - 1}")
+    if not 1 <= len(ids) <= limit:  # to cut a text would be no correction
+        raise UsageError(f"{len(ids)} tokens; expected 1 to {limit}, as the run's texts have: shorten or remove it")
+    return ids
+
+
+def all_ids(system: System, rows: list[dict[str, Any]], path: Path) -> list[list[int]]:
+    """`ids_of` every sample, an error naming file and line."""
+    ids = []
     for number, row in enumerate(rows, start=1):
-        if row.get("tokenizer") != codec.fingerprint[:FINGERPRINT]:
-            raise UsageError(
-                f"{path}:{number}: its ids are of another tokenizer ({row.get('tokenizer')}) than the run's "
-                f"({codec.fingerprint[:FINGERPRINT]}); take a run of that tokenizer, or remove `ids` to go by the text"
-            )
-        ids = row.get("ids")
-        if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < codec.vocab_size for i in ids):
-            raise UsageError(f"{path}:{number}: ids that the tokenizer does not have; expected 0 to {codec.vocab_size}")
-    return [row["ids"] for row in rows]
+        try:
+            ids.append(ids_of(system, row))
+        except (UsageError, ModelError) as error:
+            raise UsageError(f"{path}:{number}: {error}") from None
+    return ids
 
 
 def correct(system: System, ids: list[list[int]], options: CorrectionOptions, seed: int) -> list[dict[str, Any]]:
     """The corrected ids of each text and what happened to it."""
     device, codec = next(system.denoiser.parameters()).device, system.space.codec
     seeds, results = sample_seeds(seed, 0, len(ids)), [{} for _ in ids]
+    padded = system.options.tokens.lengths == "modelled"  # then the network knows texts with their PAD only
     order = torch.tensor([len(row) for row in ids]).argsort(stable=True)
     groups = order.split(system.options.training.eval_batch_size)
     for group in tqdm(groups, desc="correct", file=sys.stderr, mininterval=1.0):
         rows = group.tolist()
         lengths = [len(ids[i]) for i in rows]
-        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        z = torch.full(valid.shape, codec.pad_id)
-        z[valid] = torch.tensor([token for i in rows for token in ids[i]])
-        z, valid = z.to(device), valid.to(device)
-        predict = prediction(system, valid)
+        width = system.space.limit if padded else max(lengths)
+        text = torch.arange(width) < torch.tensor(lengths)[:, None]
+        z = torch.full(text.shape, codec.pad_id)
+        z[text] = torch.tensor([token for i in rows for token in ids[i]])
+        z, text = z.to(device), text.to(device)
+        valid = torch.ones_like(text) if padded else text
+        predict = Prediction(system.process, system.denoiser, valid)  # not sharpened, as samples may be
 
         def log_p(z: Tensor, which: Tensor, predict=predict) -> Tensor:
             t = torch.full((len(z),), EARLY, dtype=torch.float64, device=z.device)
             log_p = predict.rows(which)(z, t)
-            log_p[..., codec.eos_id] = -torch.inf  # the length of a text is given: no end within it
+            log_p[..., [codec.eos_id, codec.pad_id]] = -torch.inf  # the length of a text is given: no end within it
             return log_p
 
         corrected = self_correct(
             log_p,
             z,
-            valid & (z != codec.eos_id),
+            text & (z != codec.eos_id),
             generator=SampleGenerators([seeds[i] for i in rows], lengths),
             temperature=options.correction_temperature,
             tokens_per_step=options.tokens_per_step,
             max_steps=options.max_correction_steps,
             patience=options.patience,
         )
-        texts = codec.decode(corrected.z, valid)
+        texts = codec.decode(corrected.z, text)
         for k, i in enumerate(rows):
             results[i] = {
                 "text": texts[k],
@@ -146,14 +179,10 @@ def main() -> None:
     options = Options.from_groups(groups, argv)
     path, target = Path(correction.samples), Path(correction.output_file)
     check_writable("output_file", target.parent)
+    check_run(options)
     rows = read_samples(path)
-    if options.method.method != "gidd":
-        raise UsageError(
-            f"{options.run.resume_dir}: a run of --method {options.method.method}; self-correction needs gidd, whose "
-            "network says what it would put in place of a token that it sees"
-        )
     system, _ = load_system(options)
-    results = correct(system, ids_of(system, rows, path), correction, options.training.random_seed)
+    results = correct(system, all_ids(system, rows, path), correction, options.training.random_seed)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", encoding="utf-8") as file:
         for row, result in zip(rows, results, strict=True):

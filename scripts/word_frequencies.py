@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions
 from scripts.build import check_writable
+from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.method_options import TokenOptions
 from scripts.options import parse
@@ -42,13 +43,16 @@ def main() -> None:
     check_writable("output_file", Path(output.output_file).parent)
     corpus = load_corpus(data)
     codec = make_token_codec(tokens, codec_options, corpus, data.running_text is not None)
-    counts = codec.token_counts(codec.encode_split(corpus.train.texts))
+    split = codec.encode_split(corpus.train.texts)
+    if split.truncated:
+        note(f"{split.truncated:,} of {len(corpus.train):,} texts were cut at --max_length {codec.max_length}")
+    counts = codec.token_counts(split)
     Path(output.output_file).parent.mkdir(parents=True, exist_ok=True)
-    save_file({"token_counts": counts}, output.output_file)
+    Path(output.output_file).write_bytes(save({"token_counts": counts}))
     seen = int((counts > 0).sum())
     print(f"{output.output_file}: {int(counts.sum()):,} tokens, {seen:,} of {len(counts):,} types seen; most frequent:")
-    for i in counts.argsort(descending=True)[:SHOWN].tolist():
-        print(f"  {int(counts[i]):>10,}  {codec.tokenizer.convert_ids_to_tokens(i)}")
+    for i in counts.argsort(descending=True)[: min(SHOWN, seen)].tolist():
+        print(f"  {int(counts[i]):>10,}  {codec.tokenizer.convert_ids_to_tokens(i)!r}")
 
 
 if __name__ == "__main__":

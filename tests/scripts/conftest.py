@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
+from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from diffusion.training.checkpoint import find_checkpoint
 from latent_models.corpora import DataOptions, load_corpus
 from scripts.build import System, load_system
 from scripts.demo_grammar import parse
@@ -61,6 +65,18 @@ def call() -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
+def complaint(call) -> Callable[..., str]:
+    """complaint(main, "--flag value ...") is the one line in which the command refused to work."""
+
+    def refusal(main: Callable[[], None], line: str = "") -> str:
+        outcome = call(main, line)
+        assert (outcome.status, outcome.out, len(outcome.errors)) == (2, "", 1), outcome
+        return outcome.errors[0]
+
+    return refusal
+
+
+@pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A folder with the corpora `demo` (its first texts, labelled by type) and `plain` (the same without labels)."""
     place, corpus = tmp_path_factory.mktemp("data"), load_corpus(DataOptions("demo"))
@@ -71,6 +87,18 @@ def data_dir(tmp_path_factory) -> Path:
                 for text in getattr(corpus, split).texts[:size]:
                     label = {"label": parse(text)["type"]} if name == "demo" else {}
                     file.write(json.dumps({"text": text, **label}, ensure_ascii=False) + "\n")
+    return place
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    """A folder with the corpus `pairs`: meanings and what they say."""
+    place, corpus = tmp_path_factory.mktemp("paired"), load_corpus(DataOptions("demo"))
+    (place / "pairs").mkdir()
+    for split, count in (("train", 60), ("valid", 12), ("test", 12)):
+        part = getattr(corpus, split)
+        lines = [json.dumps({"src": s, "trg": t}) for s, t in zip(part.sources[:count], part.texts, strict=False)]
+        (place / "pairs" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return place
 
 
@@ -104,6 +132,21 @@ def small_run(call, data_dir, tmp_path_factory) -> Callable[..., Path]:
         return folder
 
     return trained
+
+
+@pytest.fixture(scope="session")
+def altered(tmp_path_factory) -> Callable[[Path, Callable[[Tensor, Tensor], object]], Path]:
+    """altered(run_dir, change) is a copy of a run, after change(weight, bias) of the averaged network's last layer."""
+
+    def alter(run_dir: Path, change: Callable[[Tensor, Tensor], object]) -> Path:
+        copy = Path(shutil.copytree(run_dir, tmp_path_factory.mktemp("altered") / run_dir.name))
+        path = find_checkpoint(copy) / "ema.safetensors"
+        averaged = load_file(path)
+        change(averaged["ema_model.write.weight"], averaged["ema_model.write.bias"])
+        save_file(averaged, path)
+        return copy
+
+    return alter
 
 
 @pytest.fixture(scope="session")

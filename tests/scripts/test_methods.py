@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion.schedules import linear_T_schedule
+from diffusion.spindle import type_deviation
 from latent_models.corpora import DataOptions, load_corpus
 from scripts import export_run
 from scripts import sample as sample_script
@@ -95,6 +96,19 @@ def test_a_run_folder_holds_what_a_run_needs(run_dir):
 def test_the_range_of_times_follows_its_schedule(run_dir, method, rows_of):
     found = [row["T"] for row in rows_of(run_dir) if "loss" in row]
     assert found == [1] * 4 if METHODS[method].causal else [linear_T_schedule(4, 20, step) for step in range(4)]
+
+
+def test_methods_differ_in_nothing_but_what_suits_them(run_dir, method, loaded):
+    """Times spread over a batch, a mean over tokens, and the time told to the networks whose best answer needs it."""
+    for flags, stratified in (((), True), (("--time_sampling", "iid"), False)):
+        objective = loaded(run_dir, *flags).objective
+        assert (objective.stratified_times, objective.token_mean) == (stratified, True)
+    system = loaded(run_dir)
+    assert system.denoiser.time_input == ("none" if method in ("ar", "mdlm", "diffusion_bert") else "input")
+    if method == "diffusion_bert":  # rare words of the training texts are masked first
+        counts = system.space.token_counts
+        assert counts.sum() == sum(system.data("train").lengths)
+        assert torch.equal(system.process.deviation.table, type_deviation(counts))
 
 
 def test_training_changes_the_weights_at_a_finite_loss(run_dir, rows_of):
@@ -285,18 +299,6 @@ def test_running_text_of_characters(small_run, characters, method, call, tmp_pat
         tokens = codec.tokenizer.convert_ids_to_tokens(ids)
         tokens = tokens[: tokens.index("[EOS]")] if "[EOS]" in tokens else tokens
         assert written == "".join(token for token in tokens if token not in special)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A folder with the corpus `pairs`: meanings and what they say."""
-    place, corpus = tmp_path_factory.mktemp("paired"), load_corpus(DataOptions("demo"))
-    (place / "pairs").mkdir()
-    for split, count in (("train", 60), ("valid", 12), ("test", 12)):
-        part = getattr(corpus, split)
-        lines = [json.dumps({"src": s, "trg": t}) for s, t in zip(part.sources[:count], part.texts, strict=False)]
-        (place / "pairs" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return place
 
 
 @pytest.mark.parametrize("method", ["ar", "gidd", "mdlm"])

@@ -137,3 +137,19 @@ def test_longer_texts_begin_with_the_shorter_ones(run_dir, call, loaded, tmp_pat
     assert [row["text"] for row in rows] == [codec.show(row["ids"]) for row in rows]
     assert len({tuple(row["ids"][29:]) for row in rows}) == 3
     assert codec.mask_id not in {i for row in rows for i in row["ids"]}
+
+
+def test_every_window_is_written_in_sight_of_the_text_before_it(run_dir, loaded, monkeypatch):
+    system, seen = loaded(run_dir), []
+    if system.method.causal:
+        written_next = system.denoiser.next
+        monkeypatch.setattr(system.denoiser, "next", lambda x, *more: seen.append(x) or written_next(x, *more))
+    else:
+        system.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    text = torch.tensor(sample_long(system, 2, 42, stride=5, strides=2).ids)
+    each, kept = len(seen) // 3, 24 - 5
+    assert len(seen) == 3 * each == 3 * (24 if system.method.causal else 3)
+    for i, xt in enumerate(seen[each:], each):
+        window = text[:, 5 * (i // each) :]
+        known = min(kept, xt.shape[1])
+        assert torch.equal(xt[:, :known], window[:, :known])
