@@ -119,7 +119,7 @@ def _sample_batch(
     valid = place < lengths[:, None]
     shown = valid & (place >= torch.tensor([len(source) for source in before])[:, None])
     known, free = _known(system, before, lengths, valid, pieces)
-    valid, known, free = valid.to(device), known.to(device), (free | ~valid).to(device)
+    valid, known, free = valid.to(device), known.to(device), free.to(device)
     predict_x0 = Clamped(prediction(system, valid, None if label is None else label.to(device)), known, free)
     x = system.process.prior(system.space.shape(*valid.shape), generators, device)
     if system.method.on_tokens:
@@ -169,9 +169,12 @@ def _target_lengths(system: System, u: Tensor, given: Given) -> Tensor:
 def _known(
     system: System, before: Sequence[Sequence[int]], lengths: Tensor, valid: Tensor, pieces: Sequence[Piece]
 ) -> tuple[Tensor, Tensor]:
-    """What is known of a batch, [B, L] or [B, L, D] with zeros elsewhere, and which positions [B, L] are free."""
+    """What is known of a batch, [B, L] or [B, L, D], padding included, and which positions [B, L] are free.
+
+    Padding is PAD, as in training: a schedule that depends on the tokens of a sentence must not count what is there.
+    """
     shape = system.space.shape(*valid.shape)
-    known = torch.zeros(shape, dtype=torch.long if len(shape) == 2 else torch.float32)
+    known = torch.full(shape, system.space.codec.pad_id) if system.method.on_tokens else torch.zeros(shape)
     free = valid.clone()
     for row, (source, length) in enumerate(zip(before, lengths.tolist(), strict=True)):
         if source:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from diffusion.autoregressive import ERASED, AutoregressiveProcess
 from diffusion.denoiser import CausalDenoiser
@@ -133,6 +134,18 @@ def test_texts_follow_their_distribution(toy, ideal, sampler, generator):
     x = method.process.prior((20_000, 2), None)
     x = sampler(method.process, method, x, method.process.grid(2), generator=generator())
     assert toy.p_value(x) > 1e-3
+
+
+def test_texts_are_written_as_often_as_their_likelihood_says(tiny, generator):
+    """By a network with its cache, not one that is known beforehand."""
+    process, denoiser, n = AutoregressiveProcess(4, 2), tiny(CausalDenoiser, 4), 10_000
+    texts = torch.cartesian_prod(*[torch.tensor([0, 1, 3])] * 3)
+    p = torch.exp(-nll(process, denoiser, texts, everything(27, 3)).sum(1)).detach()
+    predict_x0, x = Prediction(process, denoiser, everything(n, 3)), process.prior((n, 3), None)
+    written = sample_left_to_right(process, predict_x0, x, [], generator=generator())
+    counts = (written[:, None] == texts).all(-1).sum(0)
+    assert counts.sum() == n and p.max() > 3 * p.min()
+    assert stats.chisquare(counts.numpy(), (n * p / p.sum()).numpy()).pvalue > 1e-3
 
 
 def test_each_step_writes_the_next_position(generator):

@@ -47,7 +47,7 @@ def bounds(method, predict=None) -> Tensor:
         return each.view(len(t), len(texts), -1).sum(-1)
 
     if isinstance(process, D3PMProcess | SpindleProcess):
-        return expected(process.integrand, torch.arange(1, process.timesteps + 1) / process.timesteps).mean(0)
+        return expected(process.integrand, torch.arange(1, process.timesteps + 1).double() / process.timesteps).mean(0)
     start = TIME_MIN if isinstance(process, ScoreEntropyProcess) else 0.0
     nodes, weights = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(200))
     u = (1 + nodes) / 2  # t is dense at both ends, where GIDD's integrand is steep
@@ -98,6 +98,20 @@ def test_the_ordinary_posterior_fails_where_there_is_uniform_noise(toy, ideal, n
     method = ideal(name)
     wrong = bounds(replace(method, answer=type(method).posterior))
     assert ((wrong - toy.nll).abs().max() < 1e-8) if is_right else ((wrong - toy.nll) > 0.1).any()
+
+
+@pytest.mark.parametrize("name", [*TOLERANCE, "d3pm", "diffusion_bert_no_spindle"])
+def test_a_network_that_knows_nothing_spends_log_v_a_token(ideal, name):
+    """In any number of steps: positions that have nothing to tell may go together."""
+    method = ideal(name, timesteps=5)
+
+    def predict(xt: Tensor, t: Tensor) -> Tensor:
+        output = torch.zeros(len(xt), 2, method.process.vocab_size).double()
+        output[..., 3:] = -1e3  # the mask
+        return method.process.denoised(output, xt, t)
+
+    expected = torch.full((9,), 2 * math.log(3), dtype=torch.float64)
+    torch.testing.assert_close(bounds(method, predict), expected, rtol=0, atol=TOLERANCE.get(name, 1e-9))
 
 
 def test_any_network_has_the_same_nats_under_every_process_of_masks_only(ideal, randn):

@@ -69,7 +69,7 @@ def losses(request, discrete_golden):
     """(figures, inputs in the precision under test, tolerances)."""
     golden = discrete_golden("mdlm_losses")
     inputs = golden["inputs"]
-    close = EXACT if request.param == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    close = EXACT if request.param == torch.float64 else {"rtol": 1e-4, "atol": 0}
     logits = torch.tensor(inputs["logits"], dtype=request.param)
     return golden, logits, torch.tensor(inputs["x0"]), torch.tensor(inputs["xt"]), f64(inputs["t"]), close
 
@@ -113,8 +113,6 @@ def test_discrete_divergences_match_corrected_figures(losses, T, variant):
     process = d3pm(T, mask_id=7, zero_mask_prob=variant == "d3pm_zero_mask_prob")
     log_p = (mdlm(mask_id=7) if variant == "subs" else process).denoised(logits, xt, k / T)
     ours = T * process.divergence(log_p, x0, xt, k / T, (k - 1) / T)
-    # In single precision, T times the difference of two terms near 1 is off by some T times its rounding.
-    close = close if logits.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6 * T}
     torch.testing.assert_close(ours, theirs, **close)
     # The bound differs at k = 1 only: there the last step gives the mask's share to the tokens.
     theta_m, alpha = log_p[..., 7].double().exp(), (1 - k / T)[:, None]
@@ -135,10 +133,13 @@ def test_reverse_steps_match_figures_from_running_the_reference_code(discrete_go
         torch.testing.assert_close(masked.reverse(log_p, x, t, s), f64(theirs["ddpm_transition"]), **EXACT)
         last = masked.reverse(log_p, x, t, torch.zeros_like(s))
         torch.testing.assert_close(last, f64(theirs["analytic_denoise_transition"]), **EXACT)
+        assert last.argmax(-1).tolist() == theirs["final_argmax_upstream"]
         # Their alpha is 1 - (1 - eps) t where D3PM's is 1 - t.
         kept = 1 - golden["eps"]
         ours = absorbing.reverse(absorbing.denoised(logits, x, t), x, kept * t, kept * s)
         torch.testing.assert_close(ours, f64(case["d3pm"]["ddpm_transition_corrected"]), **EXACT)
+        last = absorbing.reverse(absorbing.denoised(logits, x, t), x, kept * t, torch.zeros_like(s))
+        assert last.argmax(-1).tolist() == case["d3pm"]["final_argmax_corrected"]
 
 
 @pytest.mark.parametrize("name", ["loglinear", "linear"])
@@ -398,16 +399,6 @@ def test_samples_follow_the_law_of_their_steps(process, toy, steps):
     counts = torch.bincount(3 * x[:, 0] + x[:, 1], minlength=9)
     assert x.max() < MASK and len(counts) == 9
     assert stats.chisquare(counts.numpy(), (expected * count).numpy()).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("process", [mdlm(), d3pm(500)], ids=["mdlm", "d3pm"])
-def test_samples_of_many_steps_fit_the_truth(toy, process):
-    table = toy.log_masked_posterior(states())  # looked up rather than computed in each of the steps
-    x = sample_ancestral(
-        process, lambda xt, t: table[4 * xt[:, 0] + xt[:, 1]], process.prior((5000, 2), generator()),
-        process.grid(500), generator=generator(3),
-    )  # fmt: skip
-    assert toy.p_value(x) > 1e-3
 
 
 # Reverse steps

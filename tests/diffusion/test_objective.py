@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from diffusion.autoregressive import AutoregressiveProcess
-from diffusion.denoiser import DenoiserOptions, LatentDenoiser
+from diffusion.denoiser import CausalDenoiser, DenoiserOptions, LatentDenoiser, TokenDenoiser
 from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.masked import EARLIEST, MaskedProcess
+from diffusion.randomness import SampleGenerators
 from diffusion.survival import loglinear
 from diffusion.training.objective import Batch, Objective
 
@@ -175,6 +176,46 @@ def test_the_mean_over_tokens_weighs_positions_alike():
     assert by_token.shape == (2,) and by_token.mean().item() == pytest.approx(nats[0].mean().item(), rel=1e-6)
     expected = (nats[1][:5].mean() + nats[1][5:].mean()) / 2
     assert by_sample.mean().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# Every process of tokens
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_annealing_limits_the_noise_that_every_method_sees(ideal, method, share):
+    """T_k of T steps: no later time, and of every time as much noise as belongs to it."""
+    process, B, many = ideal(method, timesteps=100).process, 60, 3000
+    T_k = int(share * process.timesteps)
+    x0, denoiser = torch.randint(3, (B, many), generator=generator()), Tokens(process.vocab_size)
+    batch = Batch(x0, torch.ones(B, many, dtype=torch.bool))
+    Objective(process, stratified_times=True)(denoiser, batch, T_k, generator(1))
+    (call,) = denoiser.calls
+    noise, expected = ((xt != x0).double().mean(1) for xt in (call["xt"], process.corrupt(x0, call["t"], generator(2))))
+    torch.testing.assert_close(noise, expected, rtol=0, atol=0.06)
+    if method == "ar":
+        assert (noise == 0).all()  # has no times
+        return
+    assert call["t"].max() > 0.9 * share and call["t"].min() < 0.1 * share + 0.01
+    assert process.times(torch.tensor([1 - 2**-53], dtype=torch.float64), T_k).item() <= share + 1e-12
+    latest = process.corrupt(x0[:1], torch.tensor([share]), generator(3))
+    assert noise.max() <= (latest != x0[:1]).double().mean() + 0.06
+
+
+def test_no_loss_depends_on_the_batch_or_its_padding_under_any_process(ideal, method, tiny):
+    process, lengths, place = ideal(method).process, torch.tensor([14, 9, 12]), torch.arange(19)
+    denoiser = tiny(CausalDenoiser if method == "ar" else TokenDenoiser, process.vocab_size)
+    x0 = torch.randint(3, (3, 19), generator=generator())
+
+    def losses(rows: list[int], width: int, pad_id: int = 0) -> torch.Tensor:
+        valid = (place < lengths[rows][:, None])[:, :width]
+        shown = torch.where(valid, x0[rows, :width], pad_id)
+        batch = Batch(shown, valid, clamped=(place[:width] < 1).expand(len(rows), width))
+        return Objective(process)(denoiser, batch, process.timesteps, SampleGenerators(rows, lengths[rows].tolist()))
+
+    together = losses([0, 1, 2], 14)
+    assert together.max() > 0.1
+    for other in (losses([0, 1, 2], 19), losses([0, 1, 2], 19, 2), torch.cat([losses([i], 15) for i in range(3)])):
+        torch.testing.assert_close(other, together, rtol=1e-4, atol=1e-5)
 
 
 # Self-conditioning

@@ -107,7 +107,7 @@ def test_log_scores_and_losses_match_figures_from_running_the_reference_code(gol
     assert_equal(loss, case.numbers("weighted_per_token"))
     assert_equal(loss.sum(-1), case.numbers("weighted_sequence_sum"))
     single = p.loss(case.by_id("raw_output").float(), x0, xt, t)
-    torch.testing.assert_close(single, loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(single, loss, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -360,11 +360,30 @@ def test_a_uniform_schedule_that_ends_early_pays_for_its_prior(toy):
     assert gap > 1e-3
 
 
+def test_the_prior_is_paid_at_every_draw_of_the_bound():
+    """Where scores are those of x0 itself, nothing else is to be paid before the last step."""
+    p, x0 = ScoreEntropyProcess(UniformGraph(3), linear(1e-4, 1.5)), torch.randint(3, (6, 4), generator=generator())
+
+    def certain(xt, t):
+        chance = transition_matrix(p.graph, p.sigma(t)).mT[torch.arange(6)[:, None], x0]  # [B, L, x_t]
+        return (chance / chance.gather(-1, xt[..., None])).log()
+
+    nats = p.bound(certain, x0, x0 > 0, torch.linspace(0.06, 0.99, 6), generator(1))
+    q = torch.tensor([math.exp(-1.5), 0, 0], dtype=torch.float64) + (1 - math.exp(-1.5)) / 3
+    assert_equal(nats, torch.where(x0 > 0, (q * (3 * q).log()).sum(), 0.0))
+
+
 @pytest.mark.parametrize(
-    ("name", "schedule"), [("absorb", "loglinear"), ("absorb", "cosine"), ("uniform", "geometric")]
+    ("name", "survival"),
+    [
+        ("absorb", SURVIVALS["loglinear"]()),
+        ("absorb", SURVIVALS["cosine"]()),
+        ("absorb", linear(1e-4, 1.5)),  # leaves a fifth of the tokens, where sampling starts from masks only
+        ("uniform", geometric()),
+    ],
 )
-def test_draws_of_the_bound_have_the_likelihood_as_their_mean(toy, name, schedule):
-    p, count = process(name, schedule), 20_000
+def test_draws_of_the_bound_have_the_likelihood_as_their_mean(toy, name, survival):
+    p, count = ScoreEntropyProcess(GRAPHS[name](3), survival), 20_000
     x0 = toy.texts.repeat(count, 1)
     u = torch.arange(count).repeat_interleave(9).add(torch.rand(9 * count, generator=generator())) / count
     nats = p.bound(ExactScores(toy, p), x0, torch.ones_like(x0, dtype=torch.bool), u, generator(1))

@@ -101,6 +101,25 @@ def test_rows_are_asked_about_as_often_as_expected(length, N, generator):
     assert abs(asked.mean() - N * changes) < 1  # where also the last change is counted, and not the first call
 
 
+def test_a_token_that_is_nearly_the_mask_in_floating_point_is_a_change(generator):
+    """128,256 and 128,255 are within a relative tolerance of 1e-5."""
+    mask, counts = 128_256, []
+    process = MaskedProcess(mask + 1, mask, loglinear(epsilon=0))
+
+    class Sure:
+        def __call__(self, xt, t):
+            counts.append(int((xt == mask).sum()))
+            output = torch.zeros(*xt.shape, mask + 1)
+            output[..., mask - 1] = 100.0
+            return process.denoised(output, xt, t)
+
+        def rows(self, index):
+            return self
+
+    x = sample_ddpm_cache(process, Sure(), process.prior((1, 3), None), process.grid(20), generator=generator())
+    assert (x == mask - 1).all() and len(counts) > 1 and len(set(counts)) == len(counts)
+
+
 # First hitting
 
 

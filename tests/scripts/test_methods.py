@@ -328,6 +328,14 @@ def test_texts_made_from_sources(small_run, pairs, method, call, tmp_path, monke
     assert few.status == 2 and "--num_samples 13: the test split has 12 sources" in few.errors[0]
 
 
+@pytest.mark.parametrize("spindle", ["frequency", "information"])
+def test_the_frequencies_of_a_sentence_do_not_count_its_padding(small_run, talkative, spindle):
+    system = talkative(small_run("diffusion_bert", f"--spindle {spindle}"), "--sampling_timesteps", "10")
+    first = sample(system, 40, 42)
+    system.options.training.eval_batch_size = 3
+    assert sample(system, 40, 42) == first
+
+
 @pytest.mark.parametrize(("method", "flags"), [("ar", ""), ("mdlm", "--lengths modelled"), ("mdlm", "")])
 def test_a_text_ends_where_its_method_says(small_run, method, flags, loaded):
     system = loaded(small_run(method, flags))
