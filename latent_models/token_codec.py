@@ -154,6 +154,15 @@ class TokenCodec:
         unknown = 0 if self._unknown_id is None else int((ids == self._unknown_id).sum())
         return TokenSplit(ids, offsets, self.pad_id, source_lengths, cut, cut_sources, unknown)
 
+    def cut(self, texts: Sequence[str], paired: bool = False) -> list[str]:
+        """The texts without what `encode_split` leaves out of those that are too long."""
+        room = self.target_limit(paired) - self.add_eos
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            text if len(encoding) <= room else text[: encoding.offsets[room - 1][1] if room else 0]
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """x0 [B, L] of texts cut at max_length, L the longest of the batch."""
         x0, valid, _ = self.encode_split(texts).batch(range(len(texts)))

@@ -51,8 +51,9 @@ def split_likelihood(system: System, split: Split) -> Scores:
         nats[group] = draws_of_bound(system.process, predict_x0, x0, free, draws, generator).cpu()
     if not system.writes_length:
         nats += system.space.lengths.nll(torch.from_numpy(data.split.target_lengths))[:, None]
-    # Without the PAD that may fill a text up: it is modelled, but not counted.
-    sources = split.sources if system.options.tokens.condition_on_source else None
-    tokens = system.space.codec.encode_split(split.texts, sources).target_lengths
-    characters = [len(text) for text in split.texts] if system.space.codec.is_characters else None
-    return likelihood(nats.numpy(), tokens.tolist(), word_counts(split.texts), characters)
+    codec, is_paired = system.space.codec, options.tokens.condition_on_source
+    # Without the PAD that may fill a text up: it is modelled, but not counted. Nor is what of a long text was cut off.
+    tokens = codec.encode_split(split.texts, split.sources if is_paired else None).target_lengths
+    texts = codec.cut(split.texts, is_paired)
+    characters = [len(text) for text in texts] if codec.is_characters else None
+    return likelihood(nats.numpy(), tokens.tolist(), word_counts(texts), characters)

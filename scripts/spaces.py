@@ -256,6 +256,11 @@ def _encode(codec: TokenCodec, corpus: Corpus, name: str, options: TokenOptions)
         split = codec.encode_split(texts.texts, sources, fill=options.lengths == "modelled")
     except ModelError as error:
         raise ModelError(f"the {name} split of {corpus.name!r}: {error}") from error
+    if split.truncated and not codec.add_eos:
+        raise UsageError(
+            f"--running_text: {split.truncated:,} of {len(texts):,} pieces of the {name} split are longer than "
+            f"--max_length {codec.max_length} tokens and would lose their end; raise it, or take shorter pieces"
+        )
     for cut, what, limit in (
         (split.truncated, "texts", codec.target_limit(sources is not None)),
         (split.truncated_sources, "sources", codec.max_length // 2),

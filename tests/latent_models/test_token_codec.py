@@ -147,6 +147,18 @@ def test_longer_texts_are_cut_and_counted_and_keep_their_end(characters):
     assert characters.token_lengths(["a" * 7, "b" * 8]) == [8, 9]
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_what_is_left_of_cut_texts_is_known(gpt2, paired):
+    """The rest of them has the same tokens."""
+    codec = TokenCodec(gpt2.tokenizer, max_length=9)
+    texts = ["a", "The mill by the river. " * 5, "é ü a café, a café, a café"]
+    kept = codec.cut(texts, paired)
+    assert kept[0] == "a" and all(text.startswith(part) for text, part in zip(texts, kept, strict=True))
+    full, cut = (codec.encode_split(each, texts if paired else None) for each in (texts, kept))
+    assert full.ids.tolist() == cut.ids.tolist() and full.truncated == 2 and cut.truncated == 0
+    assert full.target_lengths.tolist() == [2] + [codec.target_limit(paired)] * 2
+
+
 def test_filling_makes_padding_a_part_of_the_text(characters):
     x0, valid, clamped = characters.encode_split(["ab", "abba"], fill=True).batch([0, 1])
     assert x0.tolist() == [[4, 5, 1, 0, 0, 0, 0, 0], [4, 5, 5, 4, 1, 0, 0, 0]]

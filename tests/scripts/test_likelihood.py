@@ -86,6 +86,17 @@ def test_written_padding_costs_nats_and_counts_for_nothing(small_run, ignorant, 
     assert row["nats_per_sequence"] == pytest.approx(24 * log_tokens(system), abs=1e-5)
 
 
+def test_what_is_cut_off_counts_for_nothing(small_run, ignorant):
+    """Neither as a word nor as a character, as it is not scored either."""
+    system = ignorant(small_run("mdlm", "--max_length 12", trunk="--tokenizer char --tx_dim 64 --tx_depth 1"))
+    row, texts = split_likelihood(system, system.corpus.test), system.corpus.test.texts
+    assert min(map(len, texts)) > 11
+    total = row["nats_per_sequence"] * len(texts)
+    assert row["likelihood_tokens"] == 12 * len(texts)
+    assert row["bits_per_character"] == pytest.approx(total / math.log(2) / (11 * len(texts)))
+    assert row["nats_per_word"] == pytest.approx(total / sum(len(text[:11].split()) for text in texts))
+
+
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.on_tokens])
 def test_a_text_costs_the_same_in_any_batch(small_run, loaded, method):
     """However long its neighbours are: padding is not seen, and every text has random numbers of its own."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -276,6 +277,12 @@ def characters(tmp_path_factory):
         texts = getattr(corpus, split).texts[:count]
         (place / "letters" / f"{split}.txt").write_text("\n".join(texts), encoding="utf-8")
     return place
+
+
+def test_running_text_is_not_shortened_in_silence(characters, complaint, tmp_path):
+    line = f"--data_dir {characters} --dataset_name letters --tokenizer char --running_text 17 --max_length 16"
+    wanted = r"--running_text: (\d+) of \1 pieces of the train split are longer than --max_length 16 tokens and would"
+    assert re.search(wanted, complaint(main, f"--method mdlm {line} --output_dir {tmp_path / 'run'}"))
 
 
 @pytest.mark.parametrize("method", ["ar", "mdlm", "sedd"])
