@@ -5,7 +5,7 @@ Each has `rows(index)`, the same for some of its samples. B batch, L positions, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,7 @@ class Prediction:
     denoiser: nn.Module
     valid: Tensor  # [B, L] bool
     label: Tensor | None = None  # [B] int, -1 for none
-    x0_prev: Tensor | None = field(default=None, init=False)
+    x0_prev: Tensor | None = None  # [B, L, D] the estimate of the call before, if the denoiser wants it
 
     def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
         """x0_hat [B, L, D] for xt [B, L, D] at t [B]; for tokens [B, L, V]."""
@@ -46,9 +46,9 @@ class Prediction:
         return x0_hat
 
     def rows(self, index: Tensor) -> Prediction:
-        """The same for some samples, without an estimate fed back."""
-        label = None if self.label is None else self.label[index]
-        return Prediction(self.process, self.denoiser, self.valid[index], label)
+        """The same for some samples, going on from their estimates."""
+        label, x0_prev = (None if each is None else each[index] for each in (self.label, self.x0_prev))
+        return Prediction(self.process, self.denoiser, self.valid[index], label, x0_prev)
 
     def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """log p [B, V] of the position after the `written` ids [B, i], and the denoiser's cache."""

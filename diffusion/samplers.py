@@ -53,17 +53,85 @@ def sample_ddim(
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12, 16): eta = 0 draws nothing, eta = 1 is ancestral; the last step gives x0_hat."""
     for i, t, s in steps(times, x):
-        x0_hat = predict_x0(x, t)
-        bar_t, bar_s = process.alpha_bar(t), process.alpha_bar(s)
-        sigma = eta * ((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)).sqrt()
-        towards_xt = (1 - bar_s - sigma**2).clamp(min=0).sqrt()  # rounding may leave -1e-17
-        noise = process.noise_from_x0(x0_hat, x, t)
-        x = like(bar_s.sqrt(), x) * x0_hat + like(towards_xt, x) * noise
-        if eta > 0:
-            x = x + like(sigma, x) * normal(x.shape, generator, x.device, x.dtype)
+        x = _ddim_step(process, predict_x0(x, t), x, t, s, generator, eta)
         if on_step is not None:
             on_step(i, len(times) - 1, x)
     return x
+
+
+@torch.no_grad()
+def sample_dpmpp(
+    process: GaussianProcess,
+    predict_x0: Predict,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    generator: Randomness,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095, algorithm 2): deterministic, of second order, nothing drawn.
+
+    Each step is one of DDIM, eta = 0, towards x0_hat extrapolated along h, the rise of log(alpha / sigma). The first
+    step has no estimate before it; the last one, to data, where h is infinite, gives x0_hat itself.
+    """
+    x0_before, h_before = None, None
+    for i, t, s in steps(times, x):
+        x0_hat = predict_x0(x, t)
+        h = _log_signal_to_noise(process, s) - _log_signal_to_noise(process, t)
+        target = x0_hat
+        if x0_before is not None and s[0] > 0:
+            target = x0_hat + like(h / (2 * h_before), x) * (x0_hat - x0_before)
+        x = _ddim_step(process, target, x, t, s, generator, eta=0.0)
+        x0_before, h_before = x0_hat, h
+        if on_step is not None:
+            on_step(i, len(times) - 1, x)
+    return x
+
+
+@torch.no_grad()
+def sample_q(
+    process: GaussianProcess,
+    predict_x0: Predict,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    generator: Randomness,
+    q_from: float = 0.4,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Where t <= q_from x_s is drawn anew from q(x_s | x_0 = x0_hat) (arXiv:2604.02028); before, DDIM with eta = 0.
+
+    Fresh noise does not carry along the errors of earlier estimates. It is no integrator, though: even with an exact
+    denoiser samples have too little spread and favour what is common. (The paper has ancestral sampling before.)
+    """
+    for i, t, s in steps(times, x):
+        x0_hat = predict_x0(x, t)
+        if t[0] <= q_from:
+            x = process.corrupt(x0_hat, s, generator)
+        else:
+            x = _ddim_step(process, x0_hat, x, t, s, generator, eta=0.0)
+        if on_step is not None:
+            on_step(i, len(times) - 1, x)
+    return x
+
+
+def _ddim_step(
+    process: GaussianProcess, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness, eta: float
+) -> Tensor:
+    bar_t, bar_s = process.alpha_bar(t), process.alpha_bar(s)
+    sigma = eta * ((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)).sqrt()
+    towards_xt = (1 - bar_s - sigma**2).clamp(min=0).sqrt()  # rounding may leave -1e-17
+    noise = process.noise_from_x0(x0_hat, xt, t)
+    xs = like(bar_s.sqrt(), xt) * x0_hat + like(towards_xt, xt) * noise
+    if eta > 0:
+        xs = xs + like(sigma, xt) * normal(xt.shape, generator, xt.device, xt.dtype)
+    return xs
+
+
+def _log_signal_to_noise(process: GaussianProcess, t: Tensor) -> Tensor:
+    """log(alpha / sigma) [B] in float64; infinite at t = 0."""
+    bar = process.alpha_bar(t)
+    return (bar.log() - (1 - bar).log()) / 2
 
 
 def steps(times: Sequence[float], x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -76,6 +144,8 @@ def steps(times: Sequence[float], x: Tensor) -> Iterator[tuple[int, Tensor, Tens
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ddim": sample_ddim,
     "ancestral": sample_ancestral,
+    "dpmpp": sample_dpmpp,
+    "q": sample_q,
 }
 
 
@@ -85,11 +155,14 @@ class SamplingOptions:
 
     _argument_group_name: ClassVar[str] = "sampling"
 
-    sampler: Literal["default", "ddim", "ancestral", "ddpm_cache", "first_hitting", "euler", "left_to_right"] = field(
+    sampler: Literal[
+        "default", "ddim", "ancestral", "dpmpp", "q", "ddpm_cache", "first_hitting", "euler", "left_to_right"
+    ] = field(
         default="default",
         metadata={
-            "help": "How noise is turned into data. latent: ddim (default), ancestral; tokens: ancestral (default), "
-            "for mdlm also ddpm_cache and first_hitting, for sedd euler; ar: left_to_right."
+            "help": "How noise is turned into data. latent: ddim (default), ancestral, dpmpp (DPM-Solver++ 2M), q "
+            "(q-sampling); tokens: ancestral (default), for mdlm also ddpm_cache and first_hitting, for sedd euler; "
+            "ar: left_to_right."
         },
     )
     sampling_timesteps: int = field(
@@ -97,6 +170,16 @@ class SamplingOptions:
     )
     ddim_sampling_eta: float = field(
         default=1.0, metadata={"help": "Randomness of ddim: 0 is deterministic, 1 as random as ancestral sampling."}
+    )
+    q_sampling_from: float = field(
+        default=0.4, metadata={"help": "Time from which q draws fresh noise at each step: 1 is always, 0 never."}
+    )
+    early_stop: float = field(
+        default=0.0,
+        metadata={
+            "help": "A latent is finished when its prediction moved by less than this (root mean square) in a step; "
+            "0: never before the last step."
+        },
     )
     temperature: float = field(default=1.0, metadata={"help": "Sharpens what is predicted of each token if below 1."})
     top_p: float = field(default=1.0, metadata={"help": "Keep the likeliest tokens that have this probability."})
@@ -108,6 +191,10 @@ class SamplingOptions:
             raise DiffusionError(f"--sampling_timesteps {self.sampling_timesteps} must be 1 or more")
         if not 0 <= self.ddim_sampling_eta <= 1:
             raise DiffusionError(f"--ddim_sampling_eta {self.ddim_sampling_eta} must be between 0 and 1")
+        if not 0 <= self.q_sampling_from <= 1:
+            raise DiffusionError(f"--q_sampling_from {self.q_sampling_from} must be between 0 and 1, a time")
+        if not 0 <= self.early_stop < math.inf:
+            raise DiffusionError(f"--early_stop {self.early_stop} must be 0 (off) or more, such as 0.02")
         if not 0 < self.temperature < math.inf:
             raise DiffusionError(f"--temperature {self.temperature} must be above 0; near 0 it takes the likeliest")
         if not 0 < self.top_p <= 1:

@@ -127,7 +127,11 @@ OWN_GROUPS = tuple(dict.fromkeys(group for method in METHODS.values() for group 
 SHARED_FLAGS = {"timesteps"}  # stands with the Gaussian process, and is the T of every method
 NEEDS = {"bert_model": ("diffusion_bert",), "token_counts": ("diffusion_bert",)}
 TOKENS_ONLY = ("tokenizer", "lengths", "condition_on_source")
-LATENT_ONLY = ("self_condition", "self_condition_prob", "normalize_latent", "latent_scale", "ddim_sampling_eta")
+LATENT_ONLY = (
+    "self_condition", "self_condition_prob", "normalize_latent", "latent_scale", "ddim_sampling_eta", "q_sampling_from",
+    "early_stop",
+)  # fmt: skip
+SAMPLER_FLAGS = {"ddim_sampling_eta": "ddim", "q_sampling_from": "q"}
 TRUNK_ONLY = ("tokenizer", "tx_dim", "tx_depth", "scale_shift", "disable_dropout", "class_conditional")
 SHARPENING = ("temperature", "top_p", "top_k")
 
@@ -150,8 +154,9 @@ def check_flags(options: Options) -> None:
         raise UsageError(
             f"--sampler {sampling.sampler}: --method {name} has the samplers {', '.join(method.samplers)}; choose one"
         )
-    if sampling.sampler not in ("default", "ddim") and "ddim_sampling_eta" in options.given:
-        raise UsageError("--ddim_sampling_eta belongs to --sampler ddim; leave it out")
+    for flag, owner in SAMPLER_FLAGS.items():
+        if flag in options.given and owner != _sampler_name(options):
+            raise UsageError(f"--{flag} belongs to --sampler {owner}; leave it out")
     if method.in_steps:
         time_grid(options.gaussian.timesteps, sampling.sampling_timesteps)  # refuses more steps than there are
     if sampling.is_tempered and not method.is_tempered:
@@ -216,7 +221,15 @@ def _owners(options: Options, flag: str) -> tuple[str, ...]:
 
 def sampler_of(options: Options, *, stop_id: int | None = None) -> Sampler:
     """The chosen sampler with its own options bound, to be called as `diffusion.samplers` says."""
-    samplers = METHODS[options.method.method].samplers
-    name = next(iter(samplers)) if options.sampling.sampler == "default" else options.sampling.sampler
-    own = {"ddim": {"eta": options.sampling.ddim_sampling_eta}, "left_to_right": {"stop_id": stop_id}}
-    return partial(samplers[name], **own.get(name, {}))
+    name = _sampler_name(options)
+    own = {
+        "ddim": {"eta": options.sampling.ddim_sampling_eta},
+        "q": {"q_from": options.sampling.q_sampling_from},
+        "left_to_right": {"stop_id": stop_id},
+    }
+    return partial(METHODS[options.method.method].samplers[name], **own.get(name, {}))
+
+
+def _sampler_name(options: Options) -> str:
+    usual = next(iter(METHODS[options.method.method].samplers))
+    return usual if options.sampling.sampler == "default" else options.sampling.sampler

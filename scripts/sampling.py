@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.early_stop import EarlyStop
 from diffusion.guidance import Clamped, Prediction, Predictor, Tempered
 from diffusion.randomness import SampleGenerators, sample_seeds, uniform
 from scripts.build import System
@@ -120,19 +121,20 @@ def _sample_batch(
     shown = valid & (place >= torch.tensor([len(source) for source in before])[:, None])
     known, free = _known(system, before, lengths, valid, pieces)
     valid, known, free = valid.to(device), known.to(device), free.to(device)
-    predict_x0 = Clamped(prediction(system, valid, None if label is None else label.to(device)), known, free)
+    clamped = Clamped(prediction(system, valid, None if label is None else label.to(device)), known, free)
+    tolerance = system.options.sampling.early_stop
     x = system.process.prior(system.space.shape(*valid.shape), generators, device)
     if system.method.on_tokens:
-        x = predict_x0.hold(x)  # known tokens are there from the start; latents come out of the noise with the others
+        x = clamped.hold(x)  # known tokens are there from the start; latents come out of the noise with the others
     x = system.sampler(
         system.process,
-        predict_x0,
+        EarlyStop(system.process, clamped, free, tolerance) if tolerance else clamped,
         x,
         system.times,
         generator=generators,
-        on_step=lambda i, n, x: progress(i, n, predict_x0.hold(x)),
+        on_step=lambda i, n, x: progress(i, n, clamped.hold(x)),
     )
-    return predict_x0.hold(x), shown.to(device)
+    return clamped.hold(x), shown.to(device)
 
 
 def _ended(system: System, ids: list[int]) -> list[int]:

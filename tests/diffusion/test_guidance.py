@@ -10,7 +10,7 @@ from torch import nn
 from diffusion.denoiser import LatentDenoiser
 from diffusion.guidance import Clamped, Prediction, Tempered
 from diffusion.masked import D3PMProcess
-from diffusion.samplers import SAMPLERS, sample_ancestral, sample_ddim
+from diffusion.samplers import SAMPLERS, sample_ancestral, sample_ddim, sample_dpmpp, sample_q
 from diffusion.schedules import time_grid
 from diffusion.token_samplers import sample_left_to_right
 
@@ -87,6 +87,16 @@ def test_some_samples_are_predicted_as_among_all(gaussian, generator, randn, tin
         index = torch.tensor([row])
         one = predict_x0.rows(index)(xt[index], t[index])
         torch.testing.assert_close(one[0][VALID[row]], whole[row][VALID[row]], rtol=1e-5, atol=1e-5)
+
+
+def test_some_samples_go_on_from_their_own_estimates(gaussian, randn):
+    denoiser = Recorder(self_condition=True)
+    predict_x0 = Prediction(gaussian(), denoiser, VALID)
+    estimate = predict_x0(randn(B, L, D), torch.ones(B))
+    some = predict_x0.rows(torch.tensor([1]))
+    some(randn(1, L, D), torch.ones(1))
+    assert torch.equal(denoiser.calls[1]["x0_prev"], estimate[[1]])
+    assert torch.equal(predict_x0.x0_prev, estimate)
 
 
 def test_token_logits_stay_as_the_trunk_gave_them():
@@ -226,7 +236,9 @@ def test_every_method_that_predicts_probabilities_can_be_sharpened(ideal, method
 # Clamped
 
 
-@pytest.fixture(params=[sample_ancestral, *(partial(sample_ddim, eta=eta) for eta in (0.0, 0.5, 1.0))])
+@pytest.fixture(
+    params=[sample_ancestral, sample_dpmpp, sample_q, *(partial(sample_ddim, eta=eta) for eta in (0.0, 0.5, 1.0))]
+)
 def sampler(request):
     return request.param
 

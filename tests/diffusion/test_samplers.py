@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import asdict
-from itertools import product
+from functools import partial
+from itertools import pairwise, product
 from typing import get_args, get_type_hints
 
 import pytest
@@ -13,7 +14,7 @@ from diffusion import samplers
 from diffusion.gaussian import GaussianProcess
 from diffusion.process import DiffusionError
 from diffusion.randomness import SampleGenerators, normal, sample_seeds
-from diffusion.samplers import SAMPLERS, SamplingOptions, sample_ancestral, sample_ddim
+from diffusion.samplers import SAMPLERS, SamplingOptions, sample_ancestral, sample_ddim, sample_dpmpp, sample_q
 from diffusion.schedules import BETA_SCHEDULES, time_grid
 
 # Figures from running the reference system
@@ -69,8 +70,12 @@ def test_stochastic_ddim_matches_figures_from_running_the_reference_system(
 # Denoisers whose output is known
 
 
+def each_integrator():
+    return [sample_ancestral, sample_dpmpp, *(partial(sample_ddim, eta=eta) for eta in (0.0, 0.3, 1.0))]
+
+
 def each_sampler():
-    return [sample_ancestral, *(lambda *a, eta=eta, **k: sample_ddim(*a, eta=eta, **k) for eta in (0.0, 0.3, 1.0))]
+    return [*each_integrator(), *(partial(sample_q, q_from=q_from) for q_from in (0.4, 1.0))]
 
 
 @pytest.mark.parametrize("beta", BETA_SCHEDULES)
@@ -133,18 +138,184 @@ def test_ddim_with_full_noise_is_ancestral(beta, S, gaussian, generator, randn):
     torch.testing.assert_close(ddim, ancestral, rtol=1e-9, atol=1e-9)
 
 
-def test_two_point_data_are_recovered_by_every_sampler(gaussian, generator):
-    p = gaussian(beta_schedule="cosine")
+def two_points(p: GaussianProcess):
+    """E[x0 | x_t] where the data are -1 with probability 1/4 and 1 with probability 3/4."""
 
-    def predict_x0(xt, t):  # exact for data that are -1 with probability 1/4 and 1 with probability 3/4
+    def predict_x0(xt, t):
         bar = p.alpha_bar(t).float()[:, None, None]
         return torch.tanh(bar.sqrt() / (1 - bar) * xt + 0.5 * math.log(3))
 
-    for sampler in each_sampler():
-        g = generator(2)
-        x = sampler(p, predict_x0, normal((4, 50, 50), g), time_grid(1000, 100), generator=g)
-        assert (x.abs() > 0.99).float().mean() > 0.98
-        assert (x > 0).float().mean().item() == pytest.approx(0.75, abs=0.025)
+    return predict_x0
+
+
+@pytest.mark.parametrize("sampler", each_integrator())
+def test_two_point_data_are_recovered(sampler, gaussian, generator):
+    p, g = gaussian(beta_schedule="cosine"), generator(2)
+    x = sampler(p, two_points(p), normal((4, 50, 50), g), time_grid(1000, 100), generator=g)
+    assert (x.abs() > 0.99).float().mean() > 0.98
+    assert (x > 0).float().mean().item() == pytest.approx(0.75, abs=0.025)
+
+
+@pytest.mark.parametrize(("S", "share"), [(10, 0.79), (100, 0.83)])
+def test_q_sampling_ends_on_the_points_and_favours_the_common_one(S, share, gaussian, generator):
+    p, g = gaussian(beta_schedule="cosine"), generator(2)
+    x = sample_q(p, two_points(p), normal((4, 50, 50), g), time_grid(1000, S), generator=g, q_from=0.4)
+    assert (x.abs() > 0.99).float().mean() > 0.98
+    assert (x > 0).float().mean().item() == pytest.approx(share, abs=0.02)  # of 0.75
+
+
+# The deterministic path: normal data, whose ideal denoiser and whose path from noise to data are known
+
+MEAN, STD = torch.tensor([[1.0, -0.5, 0.0, 0.3], [0.1, 0.5, 1.0, 2.0]], dtype=torch.float64)
+START = torch.tensor([1.0, -1.0, 0.5, 0.8], dtype=torch.float64).view(1, 1, 4)
+
+
+class Normal:
+    """Data N(MEAN, STD^2) under a process."""
+
+    def __init__(self, p: GaussianProcess):
+        self.p = p
+
+    def level(self, t):
+        """alpha and the variance of x_t."""
+        bar = self.p.alpha_bar(t)[:, None, None]
+        return bar.sqrt(), bar * STD**2 + 1 - bar
+
+    def predict_x0(self, xt, t):
+        """E[x0 | x_t], linear in x_t."""
+        alpha, variance = self.level(t)
+        return MEAN + alpha * STD**2 / variance * (xt - alpha * MEAN)
+
+    def end(self, x, t: float, s: float):
+        """Where the path from x at t is at s: it keeps the distance to the mean in standard deviations."""
+        (alpha, variance), (alpha_s, variance_s) = (self.level(torch.tensor([at])) for at in (t, s))
+        return alpha_s * MEAN + (variance_s / variance).sqrt() * (x - alpha * MEAN)
+
+
+@pytest.mark.parametrize("beta", BETA_SCHEDULES)
+@pytest.mark.parametrize(("sampler", "order"), [(partial(sample_ddim, eta=0.0), 1), (sample_dpmpp, 2)])
+def test_the_error_falls_as_the_order_of_the_sampler_says(beta, sampler, order, gaussian):
+    p = gaussian(beta_schedule=beta, tan_d=3.0, timesteps=3200)
+    data, errors = Normal(p), []
+    for S in (40, 80, 160, 320):  # away from both ends, where log(alpha / sigma) is smooth in time
+        times = [0.9 - 0.8 * i / S for i in range(S + 1)]
+        x = sampler(p, data.predict_x0, START, times, generator=None)
+        errors.append((x - data.end(START, 0.9, 0.1)).abs().max().item())
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.12)
+
+
+@pytest.mark.parametrize("beta", BETA_SCHEDULES)
+@pytest.mark.parametrize("sampler", [partial(sample_ddim, eta=0.0), sample_dpmpp])
+def test_both_deterministic_samplers_end_where_the_path_ends(beta, sampler, gaussian):
+    p = gaussian(beta_schedule=beta)
+    data = Normal(p)
+    x = sampler(p, data.predict_x0, START, time_grid(1000, 1000), generator=None)
+    torch.testing.assert_close(x, data.end(START, 1.0, 0.0), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("beta", BETA_SCHEDULES)
+def test_ten_steps_of_the_second_order_are_nearer_than_ten_of_the_first(beta, gaussian):
+    p = gaussian(beta_schedule=beta)
+    data, errors = Normal(p), []
+    for sampler in (partial(sample_ddim, eta=0.0), sample_dpmpp):
+        x = sampler(p, data.predict_x0, START, time_grid(1000, 10), generator=None)
+        errors.append((x - data.end(START, 1.0, 0.0)).abs().max().item())
+    assert errors[1] < 0.85 * errors[0]
+
+
+@pytest.mark.parametrize("beta", BETA_SCHEDULES)
+def test_dpmpp_is_ddim_until_there_is_an_estimate_to_look_back_to(beta, gaussian, generator, randn):
+    """The first step and the last are of first order, so up to two steps are DDIM's."""
+    p, start = gaussian(beta_schedule=beta), randn(2, 3, 4)
+    for S in (1, 2, 3):
+        ddim, dpmpp = (
+            sampler(p, lambda xt, t: torch.tanh(xt), start, time_grid(1000, S), generator=None)
+            for sampler in (partial(sample_ddim, eta=0.0), sample_dpmpp)
+        )
+        assert torch.equal(ddim, dpmpp) == (S < 3)
+
+
+def test_dpmpp_follows_the_formula_of_its_paper(gaussian, randn):
+    """x_s = sigma_s / sigma_t x_t - alpha_s (e^-h - 1) D with D = (1 + 1 / 2r) x0_hat - 1 / 2r (x0_hat before)."""
+    p, start = gaussian(beta_schedule="cosine"), randn(1, 2, 3, dtype=torch.float64)
+    times, seen = time_grid(1000, 7), []
+    ours = sample_dpmpp(
+        p, lambda xt, t: torch.tanh(xt), start, times, generator=None, on_step=lambda i, n, x: seen.append(x)
+    )
+    alpha = [p.alpha_bar(torch.tensor(t)).sqrt().item() for t in times[:-1]]
+    sigma = [math.sqrt(1 - a**2) for a in alpha]
+    level = [math.log(a / b) for a, b in zip(alpha, sigma, strict=True)]
+    x, before = start, None
+    for i in range(6):
+        x0_hat, h = torch.tanh(x), level[i + 1] - level[i]
+        d = x0_hat
+        if i > 0:
+            r = (level[i] - level[i - 1]) / h
+            d = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * before
+        x, before = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * math.expm1(-h) * d, x0_hat
+        torch.testing.assert_close(seen[i], x, rtol=1e-10, atol=1e-10)
+    assert torch.equal(ours, torch.tanh(seen[5]))  # the estimate of the last step, not of the one before
+
+
+# q-sampling
+
+
+def test_the_variance_of_q_sampling_is_what_its_steps_add_up_to(gaussian, monkeypatch):
+    """The start and every draw have an axis of their own, so that the variance of x is the sum of its squares."""
+    p, S, std, axes = gaussian(beta_schedule="cosine"), 10, 0.8, iter(torch.eye(11, dtype=torch.float64))
+    monkeypatch.setattr("diffusion.gaussian.normal", lambda *_: next(axes).view(1, 1, 11))
+    start, found = next(axes).view(1, 1, 11), []
+
+    def predict_x0(xt, t):  # exact for N(0, std^2)
+        bar = p.alpha_bar(t)
+        return bar.sqrt() * std**2 / (bar * std**2 + 1 - bar) * xt
+
+    times = time_grid(1000, S)
+    sample_q(
+        p, predict_x0, start, times, generator=None, q_from=0.4,
+        on_step=lambda i, n, x: found.append(x.square().sum().item()),
+    )  # fmt: skip
+    variance = 1.0
+    for (t, s), ours in zip(pairwise(times), found, strict=True):
+        bar, bar_s = (p.alpha_bar(torch.tensor(at)).item() for at in (t, s))
+        gain = bar**0.5 * std**2 / (bar * std**2 + 1 - bar)
+        if t <= 0.4:
+            variance = bar_s * gain**2 * variance + 1 - bar_s
+        else:
+            kept = bar_s**0.5 * gain + ((1 - bar_s) / (1 - bar)) ** 0.5 * (1 - bar**0.5 * gain)
+            variance *= kept**2
+        assert ours == pytest.approx(variance, rel=1e-9)
+    assert variance < 0.9 * std**2  # it is no integrator
+    assert next(axes).tolist() == [0] * 5 + [1] + [0] * 5  # 4 draws at t = 0.4, 0.3, 0.2, 0.1
+
+
+def test_q_sampling_that_never_starts_is_deterministic_ddim(gaussian, randn):
+    p, start, times = gaussian(), randn(2, 3, 4), time_grid(1000, 9)
+    never, ddim = (
+        sampler(p, lambda xt, t: torch.tanh(xt), start, times, generator=None)
+        for sampler in (partial(sample_q, q_from=0.0), partial(sample_ddim, eta=0.0))
+    )
+    assert torch.equal(never, ddim)
+
+
+@pytest.mark.parametrize("q_from", [0.4, 1.0])
+def test_q_sampling_draws_x_as_in_training(q_from, gaussian, generator):
+    """Given x0_hat, x_s does not depend on x_t: wherever it went before, it has the mean and spread of q(x_s | x_0)."""
+    p, x0, seen = gaussian(), torch.full((1, 4, 50_000), 1.5), []
+    times = time_grid(1000, 10)
+    start = torch.full_like(x0, -7.0)  # far from any x_t
+    sample_q(
+        p, lambda xt, t: x0, start, times, generator=generator(), q_from=q_from,
+        on_step=lambda i, n, x: seen.append(x),
+    )  # fmt: skip
+    for (t, s), xs in zip(pairwise(times[:-1]), seen, strict=False):
+        if t <= q_from:
+            left = p.alpha_bar(torch.tensor(s)).item()
+            assert xs.mean().item() == pytest.approx(1.5 * left**0.5, abs=0.01)
+            assert xs.var().item() == pytest.approx(1 - left, rel=0.02)
+        else:
+            assert xs.var().item() < 1e-6
 
 
 # Randomness
@@ -199,6 +370,8 @@ def test_command_line_defaults():
         "sampler": "default",
         "sampling_timesteps": 250,
         "ddim_sampling_eta": 1.0,
+        "q_sampling_from": 0.4,
+        "early_stop": 0.0,
         "temperature": 1.0,
         "top_p": 1.0,
         "top_k": 0,
@@ -214,11 +387,17 @@ def test_any_option_that_sharpens_makes_predictions_tempered(name, value):
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
-        ({"sampler": "dpm"}, "default, ddim, ancestral, ddpm_cache, first_hitting, euler, left_to_right"),
+        ({"sampler": "dpm"}, "default, ddim, ancestral, dpmpp, q, ddpm_cache, first_hitting, euler, left_to_right"),
         ({"sampling_timesteps": 0}, "--sampling_timesteps 0"),
         ({"ddim_sampling_eta": 1.5}, "--ddim_sampling_eta 1.5"),
         ({"ddim_sampling_eta": -0.1}, "--ddim_sampling_eta -0.1"),
         ({"ddim_sampling_eta": math.nan}, "--ddim_sampling_eta nan"),
+        ({"q_sampling_from": 1.5}, "--q_sampling_from 1.5"),
+        ({"q_sampling_from": -0.1}, "--q_sampling_from -0.1"),
+        ({"q_sampling_from": math.nan}, "--q_sampling_from nan"),
+        ({"early_stop": -0.1}, "--early_stop -0.1"),
+        ({"early_stop": math.nan}, "--early_stop nan"),
+        ({"early_stop": math.inf}, "--early_stop inf"),
         ({"temperature": 0.0}, "--temperature 0.0"),
         ({"temperature": math.inf}, "--temperature inf"),
         ({"top_p": 0.0}, "--top_p 0.0"),

@@ -165,7 +165,9 @@ def test_given_flags_are_known_however_they_are_written():
         "lr_schedule": ["cosine", "linear", "constant"],
         "optimizer": ["adamw", "lion"],
         "mixed_precision": ["no", "fp16", "bf16"],
-        "sampler": ["default", "ddim", "ancestral", "ddpm_cache", "first_hitting", "euler", "left_to_right"],
+        "sampler": [
+            "default", "ddim", "ancestral", "dpmpp", "q", "ddpm_cache", "first_hitting", "euler", "left_to_right"
+        ],
         "latent_scale": ["scalar", "dimension"],
         "method": ["latent", "ar", "d3pm", "mdlm", "sedd", "gidd", "diffusion_bert"],
         "lengths": ["drawn", "modelled"],
@@ -175,7 +177,7 @@ def test_given_flags_are_known_however_they_are_written():
         "gidd_weights": ["dynamic", "clip", "raw"],
         "spindle": ["none", "type", "frequency", "information"],
     }.items(),
-)
+)  # fmt: skip
 def test_a_wrong_choice_names_the_choices(flag, choices):
     message = one_line(f"--{flag} wrong")
     assert flag in message
@@ -200,6 +202,7 @@ def test_counts_and_rates_must_be_positive_numbers(flag, value):
     [
         "--learning_rate inf", "--adam_beta1 1", "--adam_beta2 nan", "--ema_decay 1", "--adam_weight_decay -0.1",
         "--lr_warmup_steps -1", "--ddim_sampling_eta 1.5", "--ddim_sampling_eta nan", "--class_unconditional_prob 2",
+        "--q_sampling_from 1.5", "--q_sampling_from nan", "--early_stop -1", "--early_stop nan",
         "--self_condition_prob nan", "--tx_dim 100", "--random_seed -1", "--polynomial_T_power 0", "--tan_d 0",
         "--p2_loss_weight_gamma nan", "--max_length 1", "--mauve_seeds 2", "--mauve_scaling_factor nan",
         "--keep_checkpoints -1", "--scale_shift perhaps", "--num_train_steps 1.5", "--wandb_name",

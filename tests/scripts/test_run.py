@@ -28,7 +28,7 @@ from scripts.demo_grammar import parse
 from scripts.options import Options
 from scripts.samples_file import read_texts
 from scripts.sampling import sample
-from scripts.spaces import LatentData, encode_split, load_codec
+from scripts.spaces import LatentData, LatentSpace, encode_split, load_codec
 from train_text_diffusion import main, make_run_dir
 
 ROOT = Path(__file__).parents[2]
@@ -97,13 +97,29 @@ def plain(train):
 
 
 @pytest.fixture
-def talkative(labelled, loaded):
-    """The class-conditional system with a denoiser whose output depends on everything, as after long training."""
-    system = loaded(labelled[0])
+def talkative(request, labelled, loaded):
+    """The class-conditional system with a denoiser whose output depends on everything, as after long training.
+
+    Parametrized by further flags.
+    """
+    system = loaded(labelled[0], *getattr(request, "param", "").split())
     generator = torch.Generator().manual_seed(0)
     for parameter in (system.denoiser.write.weight, system.denoiser.label.weight):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     return system
+
+
+@pytest.fixture
+def latents(monkeypatch) -> dict[int, torch.Tensor]:
+    """x0 [L, D] of what is sampled, by seed, none of it decoded."""
+    found = {}
+
+    def decode(self, x0, valid, strategy, seeds):
+        found.update({seed: states[keep] for states, keep, seed in zip(x0, valid, seeds, strict=True)})
+        return [""] * len(x0)
+
+    monkeypatch.setattr(LatentSpace, "decode", decode)
+    return found
 
 
 def copied(run_dir: Path, place: Path) -> Path:
@@ -350,6 +366,37 @@ def test_a_sample_depends_on_its_seed_and_number_alone(talkative):
         assert fewer.texts[strategy] == first.texts[strategy][:5]
     assert (fewer.lengths, fewer.labels) == (first.lengths[:5], first.labels[:5])
     assert sample(talkative, 5, 43).texts != fewer.texts
+
+
+@pytest.mark.parametrize(
+    "talkative",
+    ["--sampler dpmpp", "--sampler q --q_sampling_from 0.7", "--sampling_timesteps 10 --early_stop 0.3"],
+    indirect=True,
+)
+def test_nor_does_it_with_another_sampler_or_an_early_stop(talkative, latents):
+    made = []
+    for batch_size in (32, 4):
+        talkative.options.training.eval_batch_size = batch_size
+        sample(talkative, 9, 42, strategies=["beam"])
+        made.append(dict(latents))
+    for seed, x0 in made[0].items():
+        torch.testing.assert_close(x0, made[1][seed], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("talkative", "asked"),
+    [
+        ("--sampling_timesteps 10", 10),
+        ("--sampling_timesteps 10 --early_stop 1e-9", 10),
+        ("--sampling_timesteps 10 --early_stop 100", 7),  # till the first of 1, .9, ... where signal outweighs noise
+    ],
+    indirect=["talkative"],
+)
+def test_an_early_stop_saves_network_calls(talkative, asked, latents):
+    rows = []
+    talkative.denoiser.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    sample(talkative, 8, 42, strategies=["beam"])
+    assert sum(rows) == 8 * asked
 
 
 def test_a_label_changes_the_sample_and_nothing_else(talkative):
