@@ -177,8 +177,8 @@ class SamplingOptions:
     early_stop: float = field(
         default=0.0,
         metadata={
-            "help": "A latent is finished when its prediction moved by less than this (root mean square) in a step; "
-            "0: never before the last step."
+            "help": "A latent is finished when its prediction moves by less than this (root mean square) in a step and "
+            "signal outweighs noise; 0: after the last step."
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Sharpens what is predicted of each token if below 1."})
