@@ -11,8 +11,12 @@ from math import nan
 
 import datasets
 import evaluate
-import mauve
+import faiss
 import numpy as np
+from mauve.compute_mauve import get_divergence_curve_for_multinomials
+from sklearn.decomposition import PCA
+from sklearn.metrics import auc
+from sklearn.preprocessing import normalize
 
 from offline_metrics.errors import MetricError
 from offline_metrics.language_model import load_feature_model
@@ -47,7 +51,9 @@ def mauve_score(
     if np.allclose(p, p[0]) and np.allclose(q, p[0]):
         # Clusters of one point repeated fall apart by rounding, and the score with them.
         return result | {"note": "all texts of both sides have the same features, there is nothing to cluster"}
-    scores = [_one_clustering(p, q, seed, scaling_factor) for seed in seeds]
+    with _quiet_stderr(), np.errstate(all="ignore"):
+        points = _reduced(p, q)
+        scores = [_one_clustering(points, buckets, seed, scaling_factor) for seed in seeds]
     return result | {
         "mauve": float(np.mean(scores)),
         "mauve_std": float(np.std(scores, ddof=1)),
@@ -56,20 +62,28 @@ def mauve_score(
     }
 
 
-def _one_clustering(p: np.ndarray, q: np.ndarray, seed: int, scaling_factor: float) -> float:
-    with _quiet_stderr(), np.errstate(all="ignore"):
-        outcome = mauve.compute_mauve(
-            p_features=p,
-            q_features=q,
-            num_buckets="auto",
-            kmeans_explained_var=0.9,
-            kmeans_num_redo=5,
-            kmeans_max_iter=500,
-            mauve_scaling_factor=scaling_factor,
-            seed=seed,
-            verbose=False,
-        )
-    return float(outcome.mauve)
+# The settings, and the order of the steps, are those of mauve-text: equal seeds give its numbers to the last bit. The
+# library itself would fit one and the same PCA, the dearest step, again for every seed.
+
+
+def _reduced(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Unit vectors of q, then p, in the principal components that hold nine tenths of their variance, [2N, d]."""
+    both = normalize(np.vstack([q, p]))
+    pca = PCA().fit(both)
+    kept = np.argmax(np.cumsum(pca.explained_variance_ratio_) >= 0.9) + 1
+    return pca.transform(both)[:, :kept].astype(np.float32)
+
+
+def _one_clustering(points: np.ndarray, buckets: int, seed: int, scaling_factor: float) -> float:
+    """The area under the divergence curve of two histograms [buckets], from one start of k-means."""
+    kmeans = faiss.Kmeans(points.shape[1], buckets, niter=500, nredo=5, update_index=True, seed=seed + 2)
+    kmeans.train(points)
+    nearest = kmeans.index.search(points, 1)[1].ravel()
+    q, p = (np.bincount(side, minlength=buckets) / len(side) for side in np.split(nearest, 2))
+    curve = get_divergence_curve_for_multinomials(p, q, np.linspace(1e-6, 1 - 1e-6, 25), scaling_factor)
+    x, y = curve.T
+    by_x, by_y = np.argsort(x), np.argsort(y)
+    return float((auc(x[by_x], y[by_x]) + auc(y[by_y], x[by_y])) / 2)
 
 
 @contextmanager

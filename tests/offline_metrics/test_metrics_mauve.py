@@ -5,9 +5,11 @@ from importlib.metadata import version
 from math import isnan
 from pathlib import Path
 
+import mauve
 import numpy as np
 import pytest
 from mauve.compute_mauve import get_divergence_curve_for_multinomials
+from sklearn.decomposition import PCA
 
 from offline_metrics.errors import MetricError
 from offline_metrics.mauve_score import mauve_score
@@ -61,6 +63,29 @@ def test_the_library_still_computes_the_recorded_formula(golden, arrays):
     x, y = curve.T
     area = 0.5 * (abs(np.trapezoid(y, x)) + abs(np.trapezoid(x, y)))
     assert area == pytest.approx(golden["c5_default"]["mauve"], rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("texts", "width"), [(150, 12), (150, 200), (60, 700)], ids=["covariance", "full", "fewer texts than dimensions"]
+)
+@pytest.mark.parametrize("scaling_factor", [5.0, 8.0])
+def test_every_bit_is_that_of_mauve_text(texts, width, scaling_factor):
+    """On all roads that scikit-learn's PCA takes."""
+    rng = np.random.default_rng(texts + width)
+    topics = rng.standard_normal((5, width)).astype(np.float32)
+    p, q = (topics[rng.integers(0, end, texts)] + rng.random((texts, width), dtype=np.float32) for end in (4, 5))
+    expected = [
+        mauve.compute_mauve(p, q, seed=seed, mauve_scaling_factor=scaling_factor).mauve for seed in (25, 26, 27)
+    ]
+    assert mauve_score(p, q, scaling_factor=scaling_factor)["mauve_per_seed"] == expected
+    assert 0.004 < expected[0] < 0.999
+
+
+def test_the_principal_components_are_found_once_for_all_seeds(arrays, monkeypatch):
+    fits, fit = [], PCA.fit
+    monkeypatch.setattr(PCA, "fit", lambda self, data: fits.append(data.shape) or fit(self, data))
+    mauve_score(arrays["p_features"], arrays["q_features"], seeds=range(5))
+    assert fits == [(2 * len(arrays["p_features"]), arrays["p_features"].shape[1])]
 
 
 def test_unequal_sides_are_cut_to_the_smaller_count(arrays):
