@@ -4,6 +4,7 @@ Everything is read from a local folder in safetensors; nothing is fetched and no
 Legend: B batch, L positions, D feature width, V vocabulary, N texts.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -20,11 +21,14 @@ from offline_metrics.errors import MetricError
 UNSCORED = -100
 # Said outright, because a folder with code of its own otherwise makes the loader ask on the terminal and wait.
 ON_DISK_ONLY = {"local_files_only": True, "trust_remote_code": False}
+LOADED_FROM = (".safetensors", ".json", ".txt", ".model")
 Loaded = TypeVar("Loaded")
 
 
 class FeatureModel(Protocol):
-    """What MAUVE needs: one vector per text."""
+    """What MAUVE needs: one vector per text; models of equal fingerprints give equal ones."""
+
+    fingerprint: str
 
     def features(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         """Features [N, D] of N texts."""
@@ -46,6 +50,7 @@ class LanguageModel:
     ) -> None:
         self.path = _model_folder(path, "*.safetensors")
         self.device = torch.device(device)
+        self.fingerprint = _fingerprint(self.path, self.device, dtype)
         self.tokenizer = _loaded(self.path, lambda: AutoTokenizer.from_pretrained(self.path, **ON_DISK_ONLY))
         model, report = _loaded(
             self.path,
@@ -134,6 +139,7 @@ class SentenceModel:
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
         self.path = _model_folder(path, "**/*.safetensors")
+        self.fingerprint = _fingerprint(self.path, torch.device(device), torch.float32)
         # Imported here: only runs that compare sentence embeddings need this library.
         from sentence_transformers import SentenceTransformer
 
@@ -166,6 +172,17 @@ def _model_folder(path: str | Path, weights: str) -> Path:
     if next(folder.glob(weights), None) is None:
         raise MetricError(f"{folder}: no weights in safetensors; save the model there with save_pretrained")
     return folder
+
+
+def _fingerprint(folder: Path, device: torch.device, dtype: torch.dtype) -> str:
+    """SHA-256 of all that a model is loaded from, weights, settings and tokenizer, and of where and how it computes."""
+    digest = hashlib.sha256(f"{device.type} {dtype}".encode())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in LOADED_FROM and path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+    return digest.hexdigest()
 
 
 def _loaded(path: Path, load: Callable[[], Loaded]) -> Loaded:

@@ -1,5 +1,6 @@
 """The models behind perplexity and MAUVE, checked against a token-by-token computation and mauve-text's own reader."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,34 @@ def test_folders_that_are_no_complete_model_are_refused_in_one_line(gpt2_folder,
     shutil.copytree(gpt2_folder, encoder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     BertModel(tiny_bert_config(50)).save_pretrained(encoder)
     assert "weights of the causal language model are not in this folder" in refusal(encoder)
+
+
+def test_equal_fingerprints_mean_equal_models(gpt2_folder, tmp_path):
+    folder = shutil.copytree(gpt2_folder, tmp_path / "copy")
+    own = LanguageModel(gpt2_folder).fingerprint
+    (folder / "README.md").write_text("Says nothing to the model.")
+    assert LanguageModel(folder).fingerprint == own == LanguageModel(folder, "cpu", torch.float32).fingerprint
+    others = {own, LanguageModel(folder, dtype=torch.float64).fingerprint}
+    weights = folder / "model.safetensors"
+    content, settings = bytearray(weights.read_bytes()), weights.stat()
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(settings.st_atime_ns, settings.st_mtime_ns))  # neither age nor size betrays it
+    others.add(LanguageModel(folder).fingerprint)
+    for name in ("tokenizer.json", "config.json"):
+        path = folder / name
+        path.write_text(path.read_text() + "\n")
+        others.add(LanguageModel(folder).fingerprint)
+    assert len(others) == 5
+
+
+def test_the_fingerprint_of_a_sentence_model_covers_its_subfolders(sentence_folder, tmp_path):
+    folder = shutil.copytree(sentence_folder, tmp_path / "copy")
+    own = SentenceModel(folder).fingerprint
+    assert own == SentenceModel(sentence_folder).fingerprint
+    (pooling,) = folder.glob("*_Pooling/config.json")
+    pooling.write_text(pooling.read_text() + "\n")
+    assert SentenceModel(folder).fingerprint != own
 
 
 def test_a_folder_with_its_own_code_is_refused_without_asking(gpt2_folder, tmp_path, monkeypatch):
