@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from math import isfinite, isnan, nan
 
+import numpy as np
+
 
 class Scores(dict[str, float]):
     """Metric name -> value; `notes` tells for a name whose value is NaN why it could not be computed."""
@@ -27,3 +29,17 @@ class Scores(dict[str, float]):
         """Inverse of `as_record`, null read as NaN."""
         values = {name: nan if value is None else value for name, value in record.items() if name != "notes"}
         return cls(values, record.get("notes"))
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """The exact form: names, values [M] float64 and the note on each, "" for none."""
+        names = list(self)
+        values = np.array([self[name] for name in names], dtype=np.float64)
+        notes = [self.notes.get(name, "") for name in names]
+        return {"names": np.array(names), "values": values, "notes": np.array(notes)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Scores":
+        """Inverse of `as_arrays`."""
+        names, values, notes = (arrays[key].tolist() for key in ("names", "values", "notes"))
+        noted = zip(names, notes, strict=True)
+        return cls(zip(names, values, strict=True), {name: note for name, note in noted if note})

@@ -1,7 +1,8 @@
 """All metrics of one set of generated texts, and the same for human texts, by one pipeline.
 
-Models, training texts and reference texts are prepared once and serve every set of texts that follows. A number that
-cannot be computed is NaN and `Scores.notes` says why; nothing is dropped in silence.
+Models, training texts and reference texts are prepared once and serve every set of texts that follows; what rests on
+them alone is stored and serves later jobs. A number that cannot be computed is NaN and `Scores.notes` says why; nothing
+is dropped in silence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,10 @@ from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
 from offline_metrics.language_model import FeatureModel, LanguageModel
 from offline_metrics.mauve_score import SEEDS, mauve_score
-from offline_metrics.memorization import Ngrams, memorization, training_ngrams
+from offline_metrics.memorization import memorization, training_ngrams
 from offline_metrics.metric_info import COUNTS, METRICS
 from offline_metrics.perplexity import perplexity
+from offline_metrics.result_store import ResultStore
 from offline_metrics.scores import Scores
 from offline_metrics.word_count import word_count
 
@@ -75,12 +77,15 @@ class MetricOptions:
 
 
 class TextFeatures:
-    """Features of a fixed list of texts, computed as far as they are asked for and kept."""
+    """Features of a fixed list of texts, computed as far as they are asked for and kept, in a store too."""
 
-    def __init__(self, texts: Sequence[str], model: FeatureModel | None, batch_size: int) -> None:
+    def __init__(
+        self, texts: Sequence[str], model: FeatureModel | None, batch_size: int, store: ResultStore
+    ) -> None:
         self.texts = texts
         self.model = model
         self.batch_size = batch_size
+        self.store = store
         self._known = np.zeros((0, 0), dtype=np.float32)
 
     def __len__(self) -> int:
@@ -90,9 +95,17 @@ class TextFeatures:
         """Features [count, D] of the first `count` texts."""
         known = len(self._known)
         if known < count:
-            fresh = self.model.features(self.texts[known:count], self.batch_size)
+            fresh = self._read(self.texts[known:count])
             self._known = np.concatenate([self._known, fresh]) if known else fresh
         return self._known[:count]
+
+    def _read(self, texts: Sequence[str]) -> np.ndarray:
+        # As a list, not one by one: rounding depends on the texts that share a batch.
+        return self.store.arrays(
+            "features",
+            [self.model.fingerprint, self.batch_size, texts],
+            lambda: {"features": self.model.features(texts, self.batch_size)},
+        )["features"]
 
 
 class MetricSuite:
@@ -100,7 +113,8 @@ class MetricSuite:
 
     References are taken in the order given, the first as many as there are texts to score: hand them in shuffled
     where the file is sorted. Training texts are drawn with `seed`. `scorer` or `feature_model` may be None; the
-    numbers that need them are then NaN. `extra` names further metrics, each a function of the texts.
+    numbers that need them are then NaN. `extra` names further metrics, each a function of the texts. What is found in
+    `store` is not computed again: features of references and training texts, training 4-grams, the human row.
     """
 
     def __init__(
@@ -112,6 +126,7 @@ class MetricSuite:
         reference_texts: Sequence[str],
         extra: Mapping[str, Callable[[list[str]], float]] | None = None,
         seed: int = 0,
+        store: ResultStore | None = None,
     ) -> None:
         self.options = options
         self.scorer = scorer
@@ -121,20 +136,21 @@ class MetricSuite:
         self.extra = dict(extra or {})
         if taken := sorted(self.extra.keys() & (METRICS.keys() | COUNTS)):
             raise MetricError(f"extra metric {taken[0]!r}: the name is taken by a built-in metric; choose another")
+        self.store = store or ResultStore()
         order = torch.randperm(len(train_texts), generator=torch.Generator().manual_seed(seed)).tolist()
-        self._reference = self._features_of(reference_texts)
+        self._reference = self._features_of(reference_texts, self.store)
         # Two draws from the two ends of one permutation: disjoint up to half the training texts each.
-        self._train = self._features_of([train_texts[index] for index in order])
-        self._other_train = self._features_of([train_texts[index] for index in reversed(order)])
+        self._train = self._features_of([train_texts[index] for index in order], self.store)
+        self._other_train = self._features_of([train_texts[index] for index in reversed(order)], self.store)
         self._human_rows: dict[int, Scores] = {}
 
     def score(self, texts: Sequence[str]) -> Scores:
         """All metrics of generated texts; `mauve` is against as many references, `mauve_train` training texts."""
         texts = list(texts)
-        generated = self._features_of(texts)
+        generated = self._features_of(texts, ResultStore())
         against_references = generated, self._reference, min(len(texts), len(self._reference))
         against_training = generated, self._train, min(len(texts), len(self._train))
-        return self._row(texts, against_references, against_training)
+        return self._with_extra(self._row(texts, against_references, against_training), texts)
 
     def human_row(self, n: int) -> Scores:
         """The same numbers for human text: the first n references, MAUVE of training against references / training."""
@@ -142,15 +158,26 @@ class MetricSuite:
         if len(texts) not in self._human_rows:
             against_references = self._train, self._reference, min(len(texts), len(self._train))
             against_training = self._train, self._other_train, min(len(texts), len(self._train) // 2)
-            self._human_rows[len(texts)] = self._row(texts, against_references, against_training)
+            if self.feature_model is not None:
+                # Also for a row that is in the store: rounding depends on where an earlier reading of texts ended.
+                for features in (self._train, self._reference):
+                    features.first(against_references[-1])
+            models = [model and model.fingerprint for model in (self.scorer, self.feature_model)]
+            row = self.store.arrays(
+                "human_row",
+                [models, vars(self.options), texts, self._train.texts],
+                lambda: self._row(texts, against_references, against_training).as_arrays(),
+            )
+            self._human_rows[len(texts)] = self._with_extra(Scores.from_arrays(row), texts)
         return self._human_rows[len(texts)]
 
     @cached_property
-    def _training_ngrams(self) -> Ngrams:
-        return training_ngrams(self.train_texts)
+    def _training_ngrams(self) -> np.ndarray:
+        texts = list(self.train_texts)
+        return self.store.arrays("ngrams", texts, lambda: {"ngrams": training_ngrams(texts)})["ngrams"]
 
-    def _features_of(self, texts: Sequence[str]) -> TextFeatures:
-        return TextFeatures(texts, self.feature_model, self.options.metric_batch_size)
+    def _features_of(self, texts: Sequence[str], store: ResultStore) -> TextFeatures:
+        return TextFeatures(texts, self.feature_model, self.options.metric_batch_size, store)
 
     def _row(
         self,
@@ -168,6 +195,10 @@ class MetricSuite:
         self._add_memorization(row, texts)
         words = word_count(texts)
         row.add(words | {"mean_words": words["total_words"] / len(texts) if texts else nan}, "there are no texts")
+        return row
+
+    def _with_extra(self, row: Scores, texts: list[str]) -> Scores:
+        # Apart from the rest, because a function has no checksum to store its numbers by.
         for name, metric in self.extra.items():
             row.add({name: metric(texts)}, f"{name} is not defined for these texts")
         return row

@@ -20,6 +20,7 @@ from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus, Split, load_corpus
 from latent_models.token_codec import find_tokenizer
 from offline_metrics.language_model import FeatureModel, LanguageModel, load_feature_model
+from offline_metrics.result_store import ResultStore
 from offline_metrics.suite import MetricSuite
 from scripts.bert import load_bert
 from scripts.console import note
@@ -95,15 +96,24 @@ class System:
         """Scorer and feature model, loaded once; None for a default one that is not on this machine."""
         return load_metric_models(*metric_model_paths(self.options), device())
 
+    @cached_property
+    def store(self) -> ResultStore:
+        return result_store(self.options.run.save_dir)
+
     def suite(self, split: Split, seed: int) -> MetricSuite:
         """The metrics against the texts of a split, in an order drawn from `seed`."""
         references = shuffled(split.texts, seed)
-        extra = EXTRA_METRICS.get(self.corpus.name)
-        return MetricSuite(self.options.metrics, *self.metric_models, self.corpus.train.texts, references, extra, seed)
+        extra, texts = EXTRA_METRICS.get(self.corpus.name), self.corpus.train.texts
+        return MetricSuite(self.options.metrics, *self.metric_models, texts, references, extra, seed, self.store)
 
     def sources(self, split: Split, seed: int) -> list[str] | None:
         """The sources of a split in the order of `suite`; None for methods that need none."""
         return shuffled(split.sources, seed) if self.options.tokens.condition_on_source else None
+
+
+def result_store(save_dir: str | Path) -> ResultStore:
+    """Where results that rest on references and training texts alone are kept, for all runs under `save_dir`."""
+    return ResultStore(Path(save_dir) / "features", note)
 
 
 def shuffled(texts: Sequence[str], seed: int) -> list[str]:

@@ -13,7 +13,7 @@ from latent_models.codec import find_models
 from latent_models.corpora import DataOptions, load_corpus
 from offline_metrics import report
 from offline_metrics.suite import MetricOptions, MetricSuite
-from scripts.build import EXTRA_METRICS, check_writable, device, load_metric_models, shuffled
+from scripts.build import EXTRA_METRICS, check_writable, device, load_metric_models, result_store, shuffled
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, VALID_SEED, write_rows
 from scripts.options import parse
@@ -27,6 +27,9 @@ class ScoringOptions:
     samples: str | None = field(default=None, metadata={"help": "texts to score: .jsonl with `text`, or .txt"})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "split whose texts are the references"})
     output_dir: str | None = field(default=None, metadata={"help": "also write scores.json and table.md there"})
+    save_dir: str = field(
+        default="saved_models", metadata={"help": "what rests on the corpus alone is kept in <save_dir>/features"}
+    )
 
     def __post_init__(self):
         if self.samples is None or Path(self.samples).suffix not in (".jsonl", ".txt"):
@@ -48,6 +51,7 @@ def main() -> None:
         corpus.train.texts,
         references,
         EXTRA_METRICS.get(corpus.name),
+        store=result_store(scoring.save_dir),
     )
     rows = {HUMAN: suite.human_row(len(texts)), path.name: suite.score(texts)}
     print(report.table(rows, human=HUMAN))

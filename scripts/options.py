@@ -70,7 +70,8 @@ class RunOptions:
     _argument_group_name: ClassVar[str] = "run"
 
     save_dir: str = field(
-        default="saved_models", metadata={"help": "runs go to <save_dir>/<dataset>/<time>, encoded splits beside them"}
+        default="saved_models",
+        metadata={"help": "runs go to <save_dir>/<dataset>/<time>, what they share lies in its latents/ and features/"},
     )
     output_dir: str | None = field(default=None, metadata={"help": "the run folder, instead of one named by the time"})
     wandb_name: str | None = field(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from transformers import HfArgumentParser
 
+from offline_metrics import suite as suite_module
 from offline_metrics.diversity import diversity
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
@@ -13,6 +14,8 @@ from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
 from offline_metrics.metric_info import COUNTS, METRICS
 from offline_metrics.perplexity import perplexity
+from offline_metrics.result_store import ResultStore
+from offline_metrics.scores import Scores
 from offline_metrics.suite import MetricOptions, MetricSuite
 
 # Built-in columns that others enter: what needs the model, what needs paired references, what is asked for apart.
@@ -31,15 +34,21 @@ def ends_well(texts: list[str]) -> float:
 
 
 class CountingModel:
-    """Passes features through and remembers which texts were read."""
+    """Passes features and likelihoods through and remembers which texts were read."""
 
-    def __init__(self, model):
+    def __init__(self, model, fingerprint: str | None = None):
         self.model = model
+        self.fingerprint = fingerprint or model.fingerprint
+        self.positions = model.positions
         self.read: list[str] = []
 
     def features(self, texts, batch_size):
         self.read += texts
         return self.model.features(texts, batch_size)
+
+    def nll(self, texts, batch_size):
+        self.read += texts
+        return self.model.nll(texts, batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +176,101 @@ def test_options_parse_as_flags_and_refuse_nonsense():
     for wrong in ({"mauve_seeds": 2}, {"mauve_scaling_factor": 0.0}, {"metric_batch_size": 0}):
         with pytest.raises(MetricError, match=f"--{next(iter(wrong))}"):
             MetricOptions(**wrong)
+
+
+# The store
+
+
+def exactly(row: Scores) -> tuple:
+    """All of a row, in order and bit for bit."""
+    return [(name, np.float64(value).tobytes()) for name, value in row.items()], row.notes
+
+
+@pytest.fixture
+def store(tmp_path) -> ResultStore:
+    return ResultStore(tmp_path / "features", pytest.fail)
+
+
+@pytest.fixture
+def scored(model, split, store):
+    """scored(generated, ...) scores the human row and texts as a new job would; both rows, and all that was read."""
+
+    def score(generated, *, train=split[0], references=split[1], options=None, fingerprint=None, seed=0, store=store):
+        counting = CountingModel(model, fingerprint)
+        options = options or MetricOptions()
+        suite = MetricSuite(options, counting, counting, train, references, seed=seed, store=store)
+        return suite.human_row(len(generated)), suite.score(generated), counting.read
+
+    return score
+
+
+@pytest.mark.parametrize("count", [30, 50, 120], ids=["usual", "more than references", "more than training texts"])
+def test_a_second_job_reads_generated_texts_only_and_finds_the_same_numbers(scored, sentences, count):
+    generated = ["", *sentences[:count], " "]
+    expected_human, expected, _ = scored(generated, store=ResultStore())
+    for job in (1, 2, 3):
+        human, row, read = scored(generated)
+        assert exactly(human) == exactly(expected_human) and exactly(row) == exactly(expected)
+        if job > 1:
+            assert read == [*generated, *generated[:100]]  # for perplexity; for MAUVE as many as training texts
+        else:
+            assert len(read) > 4 * min(count, 40)
+
+
+def test_other_generated_texts_use_what_is_stored_for_the_same_references(scored, sentences, split):
+    scored(split[2])
+    others = sentences[:30]
+    _, row, read = scored(others)
+    assert read == [*others, *others]
+    assert exactly(row) == exactly(scored(others, store=ResultStore())[1])
+
+
+def test_training_ngrams_are_counted_once_for_all_seeds(split, store, monkeypatch):
+    counted = []
+    count = suite_module.training_ngrams
+    monkeypatch.setattr(suite_module, "training_ngrams", lambda texts: counted.append(len(texts)) or count(texts))
+    suites = [MetricSuite(MetricOptions(), None, None, *split[:2], seed=seed, store=store) for seed in range(3)]
+    assert len({suite.score(split[2])["found_4grams"] for suite in suites}) == 1
+    assert counted == [100]
+
+
+def test_a_row_without_models_or_with_what_is_not_finite_is_stored_as_it_is(split, store, monkeypatch):
+    def human(store):
+        return MetricSuite(MetricOptions(), None, None, split[0], split[1], store=store).human_row(30)
+
+    monkeypatch.setattr("offline_metrics.suite.word_count", lambda texts: {"unique_words": np.inf, "total_words": 1})
+    expected = human(ResultStore())
+    assert expected["unique_words"] == np.inf and isnan(expected["mauve"]) and expected.notes["mauve"]
+    assert exactly(human(store)) == exactly(human(store)) == exactly(expected)
+
+
+# Human texts that are read again: 30 for the perplexity of the human row, 30 for each of three lists of features.
+@pytest.mark.parametrize(
+    ("change", "read_again"),
+    [("model", 120), ("references", 60), ("train", 30), ("seed", 90), ("batch", 120), ("scaling", 30)],
+)
+def test_what_changes_a_number_is_never_taken_from_the_store(scored, split, change, read_again):
+    """The numbers are those of a job without a store."""
+    scored(split[2])
+    train, references, generated = split
+    changed = {
+        "model": {"fingerprint": "of another model"},
+        "references": {"references": ["Something else .", *references[1:]]},
+        "train": {"train": ["Something else .", *train[1:]]},  # a text that is not among those drawn
+        "seed": {"seed": 1},
+        "batch": {"options": MetricOptions(metric_batch_size=7)},
+        "scaling": {"options": MetricOptions(mauve_scaling_factor=2.0)},
+    }[change]
+    human, row, read = scored(generated, **changed)
+    expected_human, expected, _ = scored(generated, **changed, store=ResultStore())
+    assert exactly(human) == exactly(expected_human) and exactly(row) == exactly(expected)
+    assert len(read) == read_again + 2 * len(generated)
+
+
+def test_metrics_from_outside_are_never_stored(split, store):
+    def human(metric):
+        return MetricSuite(MetricOptions(), None, None, *split[:2], {"own": metric}, store=store).human_row(30)
+
+    assert human(len)["own"] == 30 and human(lambda texts: 7)["own"] == 7
+    assert list(human(len))[-1] == "own"
+    assert human(lambda texts: nan).notes["own"]

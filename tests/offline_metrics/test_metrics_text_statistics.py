@@ -3,6 +3,7 @@
 import json
 from math import isnan
 
+import numpy as np
 import pytest
 
 from offline_metrics.diversity import diversity
@@ -42,6 +43,23 @@ def test_ngrams_never_cross_texts_and_case_and_blanks_are_tokens():
     assert memorization(["THE old miller mended"], training_ngrams(["the old miller mended"]))["memorization"] == 0
 
 
+def test_hashed_ngrams_count_as_the_ngrams_themselves_do(sentences):
+    train, texts = sentences[::2], [*sentences, "Nobody sold it . Nobody sold it .", "a a a a a", "three red kites"]
+    expected = {ngram for text in tokenise(train) for ngram in ngrams(text, 4)}
+    known = training_ngrams([*train, "", "two words"])
+    assert len(known) == len(expected) > 100 and known.dtype == np.uint64 and (np.diff(known) > 0).all()
+    found = memorization(texts, known)
+    occurrences = [ngram for text in tokenise(texts) for ngram in ngrams(text, 4)]
+    assert found["total_4grams"] == len(occurrences)
+    assert 0 < found["found_4grams"] == sum(ngram in expected for ngram in occurrences) < len(occurrences)
+
+
+def test_ngrams_are_told_apart_however_their_tokens_could_be_joined(monkeypatch):
+    odd = ["a b|c|d|e", "a|b c|d|e", "a', 'b|c|d|e", "a|b', 'c|d|e", "a\0b|c|d|e", "a|b\0c|d|e", "a|b|c|d", "b|a|c|d"]
+    monkeypatch.setattr("offline_metrics.memorization.tokenise", lambda texts: [text.split("|") for text in texts])
+    assert len(training_ngrams([*odd, *odd])) == len(odd)
+
+
 @pytest.mark.parametrize("texts", [[], ["", " "], ["a", "!"]])
 def test_texts_without_words_or_ngrams_do_not_crash(texts):
     assert word_count(texts) == {"unique_words": 0, "total_words": 0}
@@ -50,6 +68,8 @@ def test_texts_without_words_or_ngrams_do_not_crash(texts):
     assert found["ngrams_2"] == found["distinct_2"] == 0
     found = memorization(texts, training_ngrams(["the old miller mended it"]))
     assert isnan(found["memorization"]) and found["total_4grams"] == 0
+    found = memorization(["the old miller mended it"], training_ngrams(texts))
+    assert (found["memorization"], found["found_4grams"], found["total_4grams"]) == (0, 0, 2)
 
 
 @pytest.mark.parametrize("name", TEXT_SETS)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.lengths import LengthModel
 from latent_models.statistics import LatentStatistics
+from offline_metrics.language_model import LanguageModel
 from scripts import evaluate_samples, export_run
 from scripts import sample as sample_script
 from scripts.build import build, check, device
@@ -145,6 +146,7 @@ def test_a_run_folder_holds_what_a_run_needs(labelled, place):
     assert not list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.pkl"))
     latents = [path.name.rsplit("-", 1)[0] for path in (place / "latents").iterdir()]
     assert {"demo-train", "demo-valid"} <= set(latents)
+    assert {path.name.split("-")[0] for path in (place / "features").iterdir()} == {"features", "human_row", "ngrams"}
     assert "steps 0 to 4" in outcome.err
     assert (run_dir / "evaluation" / "step_00000004" / "table.md").read_text() in outcome.err
 
@@ -332,6 +334,41 @@ def test_more_samples_than_references_are_told(plain, call, tmp_path):
     assert (scores["beam"]["texts"], scores["beam"]["mauve_texts"], scores["human"]["texts"]) == (26, 24, 24)
 
 
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """The texts that the metrics' models read."""
+    texts = []
+    for method in (LanguageModel.nll, LanguageModel.features):
+
+        def reading(self, given, *args, method=method):
+            texts.extend(given)
+            return method(self, given, *args)
+
+        monkeypatch.setattr(LanguageModel, method.__name__, reading)
+    return texts
+
+
+def test_a_second_evaluation_reads_generated_texts_only_and_says_the_same(plain, call, tmp_path, read):
+    said = []
+    for name in ("first", "second"):
+        read.clear()
+        place = f"--save_dir {tmp_path / 'saved'} --output_dir {tmp_path / name}"
+        assert call(main, f"--eval --resume_dir {plain[0]} --num_samples 16 {place}").status == 0
+        folder = tmp_path / name / "evaluation" / "valid_step_00000004"
+        said.append([(folder / file).read_bytes() for file in ("scores.json", "table.md", "seed_42/scores.json")])
+    generated = [text for way in ("beam", "nucleus") for text in read_texts(folder / "seed_42" / f"{way}.jsonl")]
+    assert sorted(read) == sorted([*generated, *generated])  # for perplexity and for MAUVE
+    assert said[0] == said[1]
+
+
+def test_an_evaluation_goes_on_where_nothing_can_be_kept(plain, call, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = f"--eval --resume_dir {plain[0]} --num_samples 2 --output_dir {tmp_path} --save_dir {tmp_path / 'file'}"
+    outcome = call(main, line)
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.count("cannot be written to") == 1
+
+
 def test_evaluating_with_another_sampler_setting(plain, call, tmp_path):
     line = f"--eval --resume_dir {plain[0]} --num_samples 2 --output_dir {tmp_path}"
     assert call(main, f"{line} --sampler ancestral --sampling_timesteps 50").status == 0
@@ -488,13 +525,15 @@ def test_sampled_texts_can_be_scored_by_themselves(labelled, call, data_dir, tmp
     assert shown.out == "\n".join(read_texts(file)) + "\n"
     scored = call(
         evaluate_samples.main,
-        f"--samples {file} --dataset_name demo --data_dir {data_dir} {METRICS} --output_dir {tmp_path / 'scores'}",
+        f"--samples {file} --dataset_name demo --data_dir {data_dir} {METRICS} --output_dir {tmp_path / 'scores'} "
+        f"--save_dir {tmp_path}",
     )
     assert scored.status == 0, scored.err
     assert (tmp_path / "scores" / "table.md").read_text() in scored.out
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert scores.keys() == {"human", "16.jsonl"}
     assert scores["16.jsonl"]["texts"] == 16
+    assert list((tmp_path / "features").glob("human_row-*"))
 
 
 def test_an_exported_run_is_small_and_samples_like_the_run(plain, call, tmp_path, loaded):
