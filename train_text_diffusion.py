@@ -118,7 +118,7 @@ def evaluate_ppl(options: Options) -> None:
     """--ppl_eval: nats per sequence, token and word of the test split."""
     system, step = load_system(options)
     folder = Path(options.run.output_dir or options.run.resume_dir) / "evaluation" / f"likelihood_step_{step:08d}"
-    evaluate_likelihood(system, system.corpus.test, folder)
+    evaluate_likelihood(system, "test", folder)
 
 
 def generate_data(options: Options) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.masked import hide
 from diffusion.randomness import Randomness, uniform
 
 
@@ -32,7 +33,7 @@ class AbsorbingGraph:
 
     def corrupt(self, x0: Tensor, move: Tensor, generator: Randomness) -> Tensor:
         """x0 [B, L] with each token masked with chance move [B]."""
-        return torch.where(_moved(x0, move, generator), self.mask_id, x0)
+        return hide(x0, move, self.mask_id, generator)
 
     def inflow(self, x: Tensor) -> Tensor:
         """The rate into x [B, L] from each other token, [B, L, 1] float64: Q[x, y] = inflow(x) - [x = y]."""
@@ -90,7 +91,8 @@ class UniformGraph:
 
     def corrupt(self, x0: Tensor, move: Tensor, generator: Randomness) -> Tensor:
         """x0 [B, L] with each token drawn anew with chance move [B]."""
-        return torch.where(_moved(x0, move, generator), self.prior(x0.shape, generator, x0.device), x0)
+        moved = uniform(x0.shape, generator, x0.device, torch.float64) < move.unsqueeze(-1)
+        return torch.where(moved, self.prior(x0.shape, generator, x0.device), x0)
 
     def inflow(self, x: Tensor) -> Tensor:
         """The rate into x [B, L] from each other token, [B, L, 1] float64: Q[x, y] = inflow(x) - [x = y]."""
@@ -156,10 +158,6 @@ def move_chance(sigma: Tensor) -> Tensor:
 def log_odds(sigma: Tensor) -> Tensor:
     """log(1 / E): the log odds that a token is still itself; finite for any sigma > 0."""
     return -sigma - torch.log(move_chance(sigma))
-
-
-def _moved(x0: Tensor, move: Tensor, generator: Randomness) -> Tensor:
-    return uniform(x0.shape, generator, x0.device, torch.float64) < move.unsqueeze(-1)
 
 
 def _others(log_score: Tensor) -> Tensor:

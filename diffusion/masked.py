@@ -249,6 +249,11 @@ def reverse_masks(x0_hat: Tensor, xt: Tensor, stays: Tensor, mask_id: int) -> Te
     """Probabilities [B, L, V]: a mask stays with chance [B, L or 1] or becomes a token of x0_hat; a token stays."""
     probs = (1 - stays[..., None]) * without(mask_id, x0_hat.double()).softmax(-1)
     probs[..., mask_id] = stays
+    return carried_over(probs, xt, mask_id)
+
+
+def carried_over(probs: Tensor, xt: Tensor, mask_id: int) -> Tensor:
+    """probs [B, L, V] at masks; where x_t is a token, that token for certain."""
     seen = torch.zeros_like(probs).scatter(-1, xt[..., None], 1.0)
     return torch.where((xt == mask_id)[..., None], probs, seen)
 

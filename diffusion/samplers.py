@@ -7,7 +7,7 @@ Legend: B batch, L positions, D latent width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -23,6 +23,18 @@ OnStep = Callable[[int, int, Tensor], None]
 
 
 @torch.no_grad()
+def walk(
+    step: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], on_step: OnStep | None
+) -> Tensor:
+    """What step(x, t [B], s [B]) makes of x from each time t of the grid to the next one s; times are float64."""
+    like_x = {"device": x.device, "dtype": torch.float64}
+    for i, (t, s) in enumerate(pairwise(times), start=1):
+        x = step(x, torch.full((len(x),), t, **like_x), torch.full((len(x),), s, **like_x))
+        if on_step is not None:
+            on_step(i, len(times) - 1, x)
+    return x
+
+
 def sample_ancestral(
     process: Process,
     predict_x0: Predict,
@@ -33,14 +45,9 @@ def sample_ancestral(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Follow the reverse process itself: each step draws x_s from process.step; serves any process, tokens included."""
-    for i, t, s in steps(times, x):
-        x = process.step(predict_x0(x, t), x, t, s, generator)
-        if on_step is not None:
-            on_step(i, len(times) - 1, x)
-    return x
+    return walk(lambda x, t, s: process.step(predict_x0(x, t), x, t, s, generator), x, times, on_step)
 
 
-@torch.no_grad()
 def sample_ddim(
     process: GaussianProcess,
     predict_x0: Predict,
@@ -52,14 +59,9 @@ def sample_ddim(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12, 16): eta = 0 draws nothing, eta = 1 is ancestral; the last step gives x0_hat."""
-    for i, t, s in steps(times, x):
-        x = _ddim_step(process, predict_x0(x, t), x, t, s, generator, eta)
-        if on_step is not None:
-            on_step(i, len(times) - 1, x)
-    return x
+    return walk(lambda x, t, s: _ddim_step(process, predict_x0(x, t), x, t, s, generator, eta), x, times, on_step)
 
 
-@torch.no_grad()
 def sample_dpmpp(
     process: GaussianProcess,
     predict_x0: Predict,
@@ -75,20 +77,19 @@ def sample_dpmpp(
     step has no estimate before it; the last one, to data, where h is infinite, gives x0_hat itself.
     """
     x0_before, h_before = None, None
-    for i, t, s in steps(times, x):
-        x0_hat = predict_x0(x, t)
+
+    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        nonlocal x0_before, h_before
+        target = x0_hat = predict_x0(x, t)
         h = _log_signal_to_noise(process, s) - _log_signal_to_noise(process, t)
-        target = x0_hat
         if x0_before is not None and s[0] > 0:
             target = x0_hat + like(h / (2 * h_before), x) * (x0_hat - x0_before)
-        x = _ddim_step(process, target, x, t, s, generator, eta=0.0)
         x0_before, h_before = x0_hat, h
-        if on_step is not None:
-            on_step(i, len(times) - 1, x)
-    return x
+        return _ddim_step(process, target, x, t, s, generator, eta=0.0)
+
+    return walk(step, x, times, on_step)
 
 
-@torch.no_grad()
 def sample_q(
     process: GaussianProcess,
     predict_x0: Predict,
@@ -104,15 +105,14 @@ def sample_q(
     Fresh noise does not carry along the errors of earlier estimates. It is no integrator, though: even with an exact
     denoiser samples have too little spread and favour what is common. (The paper has ancestral sampling before.)
     """
-    for i, t, s in steps(times, x):
+
+    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         x0_hat = predict_x0(x, t)
         if t[0] <= q_from:
-            x = process.corrupt(x0_hat, s, generator)
-        else:
-            x = _ddim_step(process, x0_hat, x, t, s, generator, eta=0.0)
-        if on_step is not None:
-            on_step(i, len(times) - 1, x)
-    return x
+            return process.corrupt(x0_hat, s, generator)
+        return _ddim_step(process, x0_hat, x, t, s, generator, eta=0.0)
+
+    return walk(step, x, times, on_step)
 
 
 def _ddim_step(
@@ -132,13 +132,6 @@ def _log_signal_to_noise(process: GaussianProcess, t: Tensor) -> Tensor:
     """log(alpha / sigma) [B] in float64; infinite at t = 0."""
     bar = process.alpha_bar(t)
     return (bar.log() - (1 - bar).log()) / 2
-
-
-def steps(times: Sequence[float], x: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(i, t [B], s [B]) for step i = 1, 2, ... from each time of the grid to the next, on the device of x."""
-    like_x = {"device": x.device, "dtype": torch.float64}
-    for i, (t, s) in enumerate(pairwise(times), start=1):
-        yield i, torch.full((len(x),), t, **like_x), torch.full((len(x),), s, **like_x)
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.categorical import sample_categorical, widened, without
-from diffusion.masked import nats
+from diffusion.masked import carried_over, nats
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
 from diffusion.schedules import step_times, time_grid
@@ -210,8 +210,7 @@ class SpindleProcess:
         stays = self._stays(self._guess(x0_hat, xt), t, s)
         probs = p * (1 - stays)
         probs[..., self.mask_id] = (p * stays).sum(-1)
-        seen = torch.zeros_like(probs).scatter(-1, xt[..., None], 1.0)
-        return torch.where((xt == self.mask_id)[..., None], probs, seen)
+        return carried_over(probs, xt, self.mask_id)
 
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
         """x_s [B, L] drawn from `reverse`: a token first, then whether it shows; no mask is left at s = 0."""

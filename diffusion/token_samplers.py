@@ -13,11 +13,10 @@ from diffusion.categorical import sample_categorical
 from diffusion.guidance import Predictor
 from diffusion.masked import MaskedProcess
 from diffusion.randomness import Randomness, uniform
-from diffusion.samplers import OnStep, steps
+from diffusion.samplers import OnStep, walk
 from diffusion.score_entropy import ScoreEntropyProcess
 
 
-@torch.no_grad()
 def sample_ddpm_cache(
     process: MaskedProcess,
     predict_x0: Predictor,
@@ -32,15 +31,17 @@ def sample_ddpm_cache(
     The same samples as `sample_ancestral`, for a denoiser that is not told the time.
     """
     x0_hat, changed = None, torch.arange(len(x), device=x.device)
-    for i, t, s in steps(times, x):
+
+    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        nonlocal x0_hat, changed
         if len(changed):
             fresh = predict_x0.rows(changed)(x[changed], t[changed])
             x0_hat = fresh if x0_hat is None else x0_hat.index_copy(0, changed, fresh)
-        before, x = x, process.step(x0_hat, x, t, s, generator)
-        changed = (x != before).any(1).nonzero().squeeze(1)
-        if on_step is not None:
-            on_step(i, len(times) - 1, x)
-    return x
+        xs = process.step(x0_hat, x, t, s, generator)
+        changed = (xs != x).any(1).nonzero().squeeze(1)
+        return xs
+
+    return walk(step, x, times, on_step)
 
 
 @torch.no_grad()
@@ -76,7 +77,6 @@ def sample_first_hitting(
     return x
 
 
-@torch.no_grad()
 def sample_euler(
     process: ScoreEntropyProcess,
     predict_x0: Predictor,
@@ -87,12 +87,12 @@ def sample_euler(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Euler steps of the reverse rates (Lou et al. 2024, section 4.1), the last one an exact step to data."""
-    for i, t, s in steps(times, x):
-        step = process.euler_step if s[0] > 0 else process.step  # Euler may leave masks and noise behind at t = 0
-        x = step(predict_x0(x, t), x, t, s, generator)
-        if on_step is not None:
-            on_step(i, len(times) - 1, x)
-    return x
+
+    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        own = process.euler_step if s[0] > 0 else process.step  # Euler may leave masks and noise behind at t = 0
+        return own(predict_x0(x, t), x, t, s, generator)
+
+    return walk(step, x, times, on_step)
 
 
 @torch.no_grad()

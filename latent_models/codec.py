@@ -17,6 +17,11 @@ class ModelError(Exception):
     """A pretrained model that is missing or unfit, told in one line."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A batch of texts as x0 [B, L, D] float (or [B, L] int) with `valid` [B, L] bool, True on real positions."""

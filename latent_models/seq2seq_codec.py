@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from latent_models.codec import Encoded, ModelError
+from latent_models.codec import Encoded, ModelError, first_line
 from latent_models.readers import detokenise
 
 
@@ -93,10 +93,9 @@ class Seq2SeqCodec:
             model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **on_disk)
             tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
-                f"{folder}: cannot be used as encoder-decoder ({reason}); expected a BART-like model saved as "
-                "safetensors with its tokenizer"
+                f"{folder}: cannot be used as encoder-decoder ({first_line(error)}); expected a BART-like model saved "
+                "as safetensors with its tokenizer"
             ) from error
         positions = getattr(model.config, "max_position_embeddings", max_length)
         if max_length > positions:

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from latent_models.codec import MODELS_DIR, Encoded, ModelError, find_model
+from latent_models.codec import MODELS_DIR, Encoded, ModelError, find_model, first_line
 from latent_models.readers import detokenise
 
 MASK = "[MASK]"
@@ -101,8 +101,9 @@ class TokenCodec:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"{folder}: no tokenizer ({reason}); expected a tokenizer.json with its config") from error
+            raise ModelError(
+                f"{folder}: no tokenizer ({first_line(error)}); expected a tokenizer.json with its config"
+            ) from error
         return cls(tokenizer, max_length, add_eos)
 
     def save(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM
 
 from diffusion.bert_denoiser import BertDenoiser
 from diffusion.process import Process
-from latent_models.codec import ModelError
+from latent_models.codec import ModelError, first_line
 from latent_models.token_codec import TokenCodec
 
 
@@ -20,8 +20,9 @@ def load_bert(folder: Path, codec: TokenCodec, process: Process, time_input: str
             folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"{folder}: no masked language model ({reason}); expected a BERT with safetensors") from error
+        raise ModelError(
+            f"{folder}: no masked language model ({first_line(error)}); expected a BERT with safetensors"
+        ) from error
     if model.config.model_type not in ("bert", "roberta"):
         raise ModelError(f"{folder}: a model of type {model.config.model_type}; expected bert or roberta")
     tokenizer = codec.tokenizer

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from latent_models.codec import MODELS_DIR
+from latent_models.codec import MODELS_DIR, first_line
 from scripts.errors import UsageError, run
 
 # Configuration, tokenizer and safetensors; never pickled weights, code, or the same weights for other frameworks.
@@ -32,8 +32,9 @@ def cache(name: str, folder: Path) -> Path:
     except HFValidationError:
         raise UsageError(f"{name!r} is no model name; expected one such as facebook/bart-base") from None
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{name}: cannot be fetched ({reason}); check the name and the connection") from None
+        raise UsageError(
+            f"{name}: cannot be fetched ({first_line(error)}); check the name and the connection"
+        ) from None
     if not list(place.rglob("*.safetensors")):
         raise UsageError(f"{place}: the repository has no safetensors weights; expected a model saved as safetensors")
     return place

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from diffusion.guidance import Prediction
 from diffusion.likelihood import draws_of_bound
 from diffusion.randomness import SampleGenerators, sample_seeds
-from latent_models.corpora import Split
 from latent_models.token_codec import word_counts
 from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
@@ -25,18 +24,18 @@ from scripts.evaluation import write_rows
 SEED = 42
 
 
-def evaluate_likelihood(system: System, split: Split, folder: Path) -> Scores:
-    """Writes and prints nats per text, token and word of the split."""
-    row = split_likelihood(system, split)
+def evaluate_likelihood(system: System, name: str, folder: Path) -> Scores:
+    """Writes and prints nats per text, token and word of the split of that name."""
+    row = split_likelihood(system, name)
     print(f"{folder}\n\n{write_rows(folder, {system.options.method.method: row})}", flush=True)
     return row
 
 
 @torch.no_grad()
-def split_likelihood(system: System, split: Split) -> Scores:
+def split_likelihood(system: System, name: str) -> Scores:
     """Nats per text, token and word of a split: `--likelihood_draws` draws of the bound for each text."""
     device, options = next(system.denoiser.parameters()).device, system.options
-    data = system.data(next(name for name in ("train", "valid", "test") if getattr(system.corpus, name) is split))
+    split, data = getattr(system.corpus, name), system.data(name)
     draws = 1 if system.method.causal else options.training.likelihood_draws
     seeds = sample_seeds(SEED, 0, len(split))
     nats = torch.zeros(len(split), draws, dtype=torch.float64)

@@ -6,7 +6,7 @@ B batch, L positions, D latent width, V vocabulary, N texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -173,12 +173,13 @@ class TokenData:
 
 @dataclass(frozen=True)
 class TokenSpace:
-    """Token ids of a cached tokenizer, or of single characters."""
+    """Token ids of a cached tokenizer, or of single characters, for the texts of one corpus."""
 
     codec: TokenCodec
     options: TokenOptions
     lengths: LengthModel
     token_counts: Tensor  # [V] in the training texts
+    _splits: dict[str, TokenSplit] = field(default_factory=dict, repr=False, compare=False)  # those encoded so far
 
     strategies: ClassVar[tuple[str, ...]] = ("sample",)
     files: ClassVar[tuple[str, ...]] = (TOKENIZER, LENGTHS, TOKEN_COUNTS)
@@ -188,17 +189,18 @@ class TokenSpace:
         """Finds or makes the tokenizer and counts lengths and tokens of the training split."""
         codec = make_token_codec(options, codec_options, corpus, running)
         split = _encode(codec, corpus, "train", options)
+        splits = {"train": split}
         limit = codec.target_limit(options.condition_on_source)
         lengths = LengthModel.fit(split.target_lengths, limit)
         if options.token_counts is None:
-            return cls(codec, options, lengths, codec.token_counts(split))
+            return cls(codec, options, lengths, codec.token_counts(split), splits)
         (counts,) = load_tensors(Path(options.token_counts), "token_counts")
         if counts.shape != (codec.vocab_size,):
             raise UsageError(
                 f"--token_counts {options.token_counts}: counts {len(counts):,} tokens, the tokenizer has "
                 f"{codec.vocab_size:,}; count with the same --tokenizer"
             )
-        return cls(codec, options, lengths, counts)
+        return cls(codec, options, lengths, counts, splits)
 
     @classmethod
     def load(cls, options: TokenOptions, codec_options: CodecOptions, run_dir: Path, running: bool) -> TokenSpace:
@@ -217,7 +219,9 @@ class TokenSpace:
         return self.codec.fingerprint
 
     def data(self, corpus: Corpus, name: str, labels: np.ndarray | None) -> TokenData:
-        return TokenData(_encode(self.codec, corpus, name, self.options), labels)
+        if name not in self._splits:
+            self._splits[name] = _encode(self.codec, corpus, name, self.options)
+        return TokenData(self._splits[name], labels)
 
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         return batch, length

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from diffusion.graphs import AbsorbingGraph, UniformGraph, log_odds, staggered, transition_into
 from diffusion.process import DiffusionError, TokenProcess
 from diffusion.randomness import SampleGenerators, sample_seeds
-from diffusion.samplers import sample_ancestral, steps
+from diffusion.samplers import sample_ancestral, walk
 from diffusion.score_entropy import MAX_SIGMA, TIME_MIN, ScoreEntropyOptions, ScoreEntropyProcess
 from diffusion.survival import SURVIVALS, SurvivalOptions, geometric, linear
 
@@ -465,8 +465,7 @@ def test_samples_follow_the_distribution_of_exact_scores(toy, name, schedule, eu
     p = process(name, schedule)
     exact, x, g = ExactScores(toy, p), p.prior((20_000, 2), generator()), generator(1)
     if euler:
-        for _, t, s in steps(p.grid(256), x):
-            x = p.euler_step(exact(x, t), x, t, s, g)
+        x = walk(lambda x, t, s: p.euler_step(exact(x, t), x, t, s, g), x, p.grid(256), None)
     else:
         x = sample_ancestral(p, exact, x, p.grid(128), generator=g)
     assert toy.p_value(x) > 1e-3

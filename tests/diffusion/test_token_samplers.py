@@ -1,6 +1,7 @@
 """Samplers that save network calls: the samples they must equal, the law they must follow, the calls they may make."""
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from diffusion.graphs import AbsorbingGraph, UniformGraph
 from diffusion.guidance import Clamped
 from diffusion.masked import MaskedProcess
 from diffusion.randomness import SampleGenerators, sample_seeds
-from diffusion.samplers import sample_ancestral, steps
+from diffusion.samplers import sample_ancestral
 from diffusion.score_entropy import ScoreEntropyProcess
 from diffusion.survival import SURVIVALS, geometric, loglinear
 from diffusion.token_samplers import sample_ddpm_cache, sample_euler, sample_first_hitting, sample_left_to_right
@@ -167,7 +168,8 @@ def test_euler_takes_its_own_steps_but_an_exact_last_one(graph, count, generator
         process, network, start, times, generator=generator(1), on_step=lambda i, n, x: told.append((i, n))
     )
     x, draws = start, generator(1)
-    for i, t, s in steps(times, x):
+    for i, (t, s) in enumerate(pairwise(times), start=1):
+        t, s = (torch.full((len(x),), time, dtype=torch.float64) for time in (t, s))
         x = (process.step if i == count else process.euler_step)(network(x, t), x, t, s, draws)
     assert torch.equal(ours, x) and told == [(i, count) for i in range(1, count + 1)]
     assert isinstance(graph, UniformGraph) or (ours != MASK).all()

@@ -39,7 +39,7 @@ def length_nats(system) -> float:
 @pytest.mark.parametrize("tokenizer", ["bart-demo", "gpt2-demo"])  # with a mask of its own, and without
 def test_ar_pays_for_tokens_and_not_for_lengths(small_run, ignorant, tokenizer):
     system = ignorant(small_run("ar", f"--tokenizer {tokenizer}"))
-    row = split_likelihood(system, system.corpus.test)
+    row = split_likelihood(system, "test")
     assert row["nats_per_token"] == pytest.approx(log_tokens(system), abs=1e-6)
     assert row["nats_per_token_std"] == pytest.approx(0, abs=1e-6)
 
@@ -47,7 +47,7 @@ def test_ar_pays_for_tokens_and_not_for_lengths(small_run, ignorant, tokenizer):
 @pytest.mark.parametrize("tokenizer", ["bart-demo", "gpt2-demo"])
 def test_mdlm_pays_for_tokens_and_once_for_each_length(small_run, ignorant, tokenizer):
     system = ignorant(small_run("mdlm", f"--tokenizer {tokenizer}"))
-    row = split_likelihood(system, system.corpus.test)
+    row = split_likelihood(system, "test")
     expected = log_tokens(system) + length_nats(system) / row["likelihood_tokens"]
     assert row["nats_per_token"] == pytest.approx(expected, abs=1e-6)
     assert row["nats_per_token_draws"] == pytest.approx(0, abs=1e-6)  # however many are masked
@@ -72,7 +72,7 @@ FLAGS = {
 def test_bounds_of_a_uniform_guess_are_those_of_mdlm_on_average(small_run, ignorant, method, flags):
     """The data might as well be uniform, so every bound is tight up to the noise of its draws."""
     system = ignorant(small_run(method, flags), "--likelihood_draws", "150")
-    row = split_likelihood(system, system.corpus.test)
+    row = split_likelihood(system, "test")
     clean = math.log(system.space.codec.clean_vocab_size) if "uniform" in flags.split() else log_tokens(system)
     expected = clean + length_nats(system) / row["likelihood_tokens"]
     assert length_nats(system) / row["likelihood_tokens"] > 0.1  # so that lengths forgotten or paid twice are seen
@@ -82,16 +82,16 @@ def test_bounds_of_a_uniform_guess_are_those_of_mdlm_on_average(small_run, ignor
 @pytest.mark.parametrize("tokenizer", ["bart-demo", "gpt2-demo"])  # the PAD of the second is its EOS
 def test_written_padding_costs_nats_and_counts_for_nothing(small_run, ignorant, tokenizer):
     system = ignorant(small_run("mdlm", f"--tokenizer {tokenizer} --lengths modelled"))
-    row = split_likelihood(system, system.corpus.test)
+    row = split_likelihood(system, "test")
     drawn = ignorant(small_run("mdlm", f"--tokenizer {tokenizer}"))
-    assert row["likelihood_tokens"] == split_likelihood(drawn, drawn.corpus.test)["likelihood_tokens"]
+    assert row["likelihood_tokens"] == split_likelihood(drawn, "test")["likelihood_tokens"]
     assert row["nats_per_sequence"] == pytest.approx(24 * log_tokens(system), abs=1e-5)
 
 
 def test_what_is_cut_off_counts_for_nothing(small_run, ignorant):
     """Neither as a word nor as a character, as it is not scored either."""
     system = ignorant(small_run("mdlm", "--max_length 12", trunk="--tokenizer char --tx_dim 64 --tx_depth 1"))
-    row, texts = split_likelihood(system, system.corpus.test), system.corpus.test.texts
+    row, texts = split_likelihood(system, "test"), system.corpus.test.texts
     assert min(map(len, texts)) > 11
     total = row["nats_per_sequence"] * len(texts)
     assert row["likelihood_tokens"] == 12 * len(texts)
@@ -103,15 +103,15 @@ def test_what_is_cut_off_counts_for_nothing(small_run, ignorant):
 def test_a_text_costs_the_same_in_any_batch(small_run, loaded, method):
     """However long its neighbours are: padding is not seen, and every text has random numbers of its own."""
     system = loaded(small_run(method))
-    row = split_likelihood(system, system.corpus.test)
+    row = split_likelihood(system, "test")
     system.options.training.eval_batch_size = 7
-    assert split_likelihood(system, system.corpus.test) == pytest.approx(dict(row), rel=1e-6, nan_ok=True)
+    assert split_likelihood(system, "test") == pytest.approx(dict(row), rel=1e-6, nan_ok=True)
 
 
 def test_more_draws_change_the_bound_by_their_noise_alone(small_run, loaded):
     run_dir = small_run("mdlm")
     few, many = (
-        split_likelihood(system, system.corpus.test)
+        split_likelihood(system, "test")
         for system in (loaded(run_dir, "--likelihood_draws", draws) for draws in ("4", "64"))
     )
     assert (few["draws"], many["draws"]) == (4, 64)
@@ -122,4 +122,4 @@ def test_more_draws_change_the_bound_by_their_noise_alone(small_run, loaded):
 def test_a_temperature_of_the_samples_does_not_change_the_model(small_run, loaded):
     run_dir = small_run("ar")
     plain, sharp = (loaded(run_dir, *flags) for flags in ((), ("--temperature", "0.5")))
-    assert split_likelihood(plain, plain.corpus.test) == split_likelihood(sharp, sharp.corpus.test)
+    assert split_likelihood(plain, "test") == split_likelihood(sharp, "test")
