@@ -46,6 +46,11 @@ class BertDenoiser(nn.Module):
         self.register_state_dict_post_hook(_drop_tied)
         self.register_load_state_dict_pre_hook(_restore_tied)
 
+    @property
+    def trunk(self) -> nn.Module:
+        """What reads and writes between the inputs and the logits."""
+        return self.model
+
     def forward(
         self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:

@@ -105,10 +105,10 @@ class Denoiser(nn.Module):
         condition = self._condition(t, label)
         if self.time_input == "token":
             h = torch.cat([condition[:, None], h], dim=1)
-            return self.trunk(h, mask=pad(valid, (1, 0), value=True))[:, 1:]
+            return self.trunk(h, attn_mask=_seen(pad(valid, (1, 0), value=True)))[:, 1:]
         if condition is not None:
             h = h + condition[:, None]
-        return self.trunk(h, mask=valid, **({"condition": condition} if self.adaptive else {}), **trunk)
+        return self.trunk(h, attn_mask=_seen(valid), **({"condition": condition} if self.adaptive else {}), **trunk)
 
     def _condition(self, t: Tensor, label: Tensor | None) -> Tensor | None:
         condition = self.constant if self.time is None else self.time(t)
@@ -188,6 +188,13 @@ class CausalDenoiser(Denoiser):
 
     def _read(self, ids: Tensor) -> Tensor:
         return self.read(ids.clamp(min=0))  # positions not yet written are -1; causal attention never shows them
+
+
+def _seen(valid: Tensor | None) -> Tensor | None:
+    """The same attention mask for all heads and queries: no position sees padding."""
+    # x-transformers' own `mask` would also write zeros into the padding, which nobody reads, by an operation that
+    # makes a compiled trunk compile anew for every shape.
+    return None if valid is None else valid[:, None, None]
 
 
 def _embedding(vocab_size: int, width: int) -> nn.Embedding:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -230,7 +232,19 @@ def build(options: Options, corpus: Corpus, space: Space) -> System:
     with torch.random.fork_rng():
         torch.manual_seed(options.training.random_seed)  # torch draws initial weights from the global generator
         denoiser = make_denoiser(options, corpus, space, process)
+    if options.run.compile:
+        check_compiler()
+        denoiser.trunk.compile(dynamic=True)  # for every batch and length alike
     return System(options, corpus, space, process, denoiser)
+
+
+def check_compiler() -> None:
+    """Raises UsageError where torch.compile would not find what it compiles with."""
+    if device().type == "cuda":
+        if find_spec("triton") is None:
+            raise UsageError("--compile: the package triton, which comes with CUDA builds of torch, is missing")
+    elif shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError("--compile: no C++ compiler found; install g++ or name one in the variable CXX")
 
 
 def make_denoiser(options: Options, corpus: Corpus, space: Space, process: Process) -> nn.Module:

@@ -168,6 +168,8 @@ def check_flags(options: Options) -> None:
         raise UsageError(f"--method {name} has no noise and no time: leave out --T_schedule and --time_input")
     if method.causal and options.tokens.lengths == "modelled":
         raise UsageError(f"--method {name} ends a text by itself: leave out --lengths modelled")
+    if method.causal and options.run.compile and options.run.mode not in ("train", "resume_training"):
+        raise UsageError(f"--compile: does not serve --method {name}, which samples with a growing cache; leave it out")
     if name == "sedd" and options.denoiser.time_input == "none":
         raise UsageError("--time_input none: the ratios that sedd predicts change with time; choose another")
     if sampling.sampler == "ddpm_cache" and options.denoiser.chosen_time_input(method.time_input) != "none":

@@ -22,7 +22,7 @@ from diffusion.score_entropy import ScoreEntropyOptions
 from diffusion.spindle import SpindleOptions
 from diffusion.survival import SurvivalOptions
 from diffusion.training.optim import OptimOptions
-from diffusion.training.trainer import TrainingOptions
+from diffusion.training.options import TrainingOptions
 from latent_models.corpora import DataOptions
 from latent_models.seq2seq_codec import CodecOptions
 from offline_metrics.suite import MetricOptions
@@ -91,6 +91,9 @@ class RunOptions:
     )
     gen_data: bool = field(
         default=False, metadata={"help": "write num_samples texts (shared out over classes) for each of seeds 42 to 46"}
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "compile the trunk: a minute or two before the first step, faster ones then"}
     )
     resume_training: bool = field(default=False, metadata={"help": "continue the run of --resume_dir"})
     resume_dir: str | None = field(default=None, metadata={"help": "run folder to continue, evaluate or sample from"})

@@ -115,23 +115,29 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def random_states(generator: torch.Generator) -> dict[str, Tensor]:
-    """The training generator's state and torch's global ones, which dropout draws from."""
-    states = {"training": generator.get_state(), "torch": torch.get_rng_state()}
+def random_states(generators: dict[str, torch.Generator]) -> dict[str, Tensor]:
+    """The states of the training generators by name, and of torch's global ones, which dropout draws from."""
+    states = {name: generator.get_state() for name, generator in generators.items()}
+    states["torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def load_random_states(generator: torch.Generator, states: dict[str, Tensor]) -> None:
+def load_random_states(generators: dict[str, torch.Generator], states: dict[str, Tensor]) -> None:
     """Puts back what `random_states` gave; raises DiffusionError where it comes from another kind of device."""
-    try:
-        generator.set_state(states["training"])
-    except RuntimeError as error:
-        raise DiffusionError(
-            f"the random state of the checkpoint is not one of this device ({generator.device.type}): go on with the "
-            "kind of device that the run was started on"
-        ) from error
+    for name, generator in generators.items():
+        try:
+            generator.set_state(states[name])
+        except KeyError:
+            raise DiffusionError(
+                f"the checkpoint holds no random state {name!r}: an older version wrote it; finish the run with that"
+            ) from None
+        except RuntimeError as error:
+            raise DiffusionError(
+                f"the random state of the checkpoint is not one of this device ({generator.device.type}): go on with "
+                "the kind of device that the run was started on"
+            ) from error
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -5,6 +5,7 @@ B batch, L positions, D latent width, T_k steps of the range that times are draw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,11 @@ class Batch:
         """The positions [B, L] that are to be made."""
         return self.valid if self.clamped is None else self.valid & ~self.clamped
 
+    def each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `move` done to every tensor of it."""
+        parts = (self.x0, self.valid, self.label, self.clamped)
+        return Batch(*(None if part is None else move(part) for part in parts))
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -45,8 +51,19 @@ class Objective:
     stratified_times: bool = False
     token_mean: bool = False
 
-    def __call__(self, denoiser: nn.Module, batch: Batch, T_k: int, generator: torch.Generator) -> Tensor:
-        """Loss [B], over each sample's own free positions."""
+    def __call__(
+        self,
+        denoiser: nn.Module,
+        batch: Batch,
+        T_k: int,
+        generator: torch.Generator,
+        host: torch.Generator | None = None,
+    ) -> Tensor:
+        """Loss [B], over each sample's own free positions.
+
+        `host`, a CPU generator, decides which samples see an estimate of x0, else `generator` does: how many rows the
+        network reads for it must be known on the CPU, which would have to wait for draws made on another device.
+        """
         B, device = len(batch.x0), batch.x0.device
         u = (
             stratified(B, generator, device)
@@ -61,18 +78,18 @@ class Objective:
         label = batch.label
         if label is not None and denoiser.training:
             label = label.masked_fill(uniform((B,), generator, device) < self.class_unconditional_prob, -1)
-        x0_prev = self._previous_estimate(denoiser, xt, t, batch.valid, label, generator)
+        x0_prev = self._previous_estimate(denoiser, xt, t, batch.valid, label, host or generator)
         output = denoiser(xt, t, batch.valid, x0_prev=x0_prev, label=label)
         reduce = sum_over_mean_length if self.token_mean else mean_over_valid
         return reduce(self.process.loss(output, batch.x0, xt, t), batch.free)
 
     @torch.no_grad()
-    def _previous_estimate(self, denoiser, xt, t, valid, label, generator) -> Tensor | None:
+    def _previous_estimate(self, denoiser, xt, t, valid, label, host) -> Tensor | None:
         """x0_hat [B, L, D] at the same time for the samples whose coin fell so, zeros for the others."""
         if self.self_condition_prob == 0:
             return None
-        chosen = uniform((len(xt),), generator, xt.device) < self.self_condition_prob
-        rows = chosen.nonzero().squeeze(1)
+        chosen = uniform((len(xt),), host) < self.self_condition_prob
+        rows = chosen.nonzero().squeeze(1).to(xt.device, non_blocking=True)
         x0_prev = torch.zeros_like(xt)
         if len(rows):
             # Without the wrapper of several processes: those where no sample is chosen would miss its exchange.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,64 +20,15 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from diffusion.process import DiffusionError, check_choices
+from diffusion.process import DiffusionError
 from diffusion.schedules import T_schedule
 from diffusion.training import checkpoint
 from diffusion.training.batches import EpochBatches
+from diffusion.training.loading import made_ahead
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_ema, make_optimizer
+from diffusion.training.options import TrainingOptions
 from diffusion.training.tracker import Tracker, Trackers
-
-
-@dataclass
-class TrainingOptions:
-    """Steps, batches, annealing, saving; DiffusionError on a value that cannot work."""
-
-    _argument_group_name: ClassVar[str] = "training"
-
-    num_train_steps: int = field(default=60_000, metadata={"help": "optimizer steps N, also of annealing and decay"})
-    train_batch_size: int = field(default=16, metadata={"help": "texts per micro-batch, over all processes"})
-    eval_batch_size: int = field(default=32, metadata={"help": "texts per batch in validation, sampling and decoding"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches per optimizer step"})
-    T_schedule: Literal["normal", "linear", "polynomial", "cosine", "unsmooth"] = field(
-        default="normal", metadata={"help": "how the range of training times grows over the first half of training"}
-    )
-    polynomial_T_power: float = field(default=2, metadata={"help": "power of --T_schedule polynomial"})
-    time_sampling: Literal["default", "iid", "stratified"] = field(
-        default="default",
-        metadata={"help": "times of a batch: independent (latent), or one in each part of the range (tokens)"},
-    )
-    self_condition_prob: float = field(
-        default=0.5, metadata={"help": "share of samples that see an estimate of x0 in training (--self_condition)"}
-    )
-    class_unconditional_prob: float = field(
-        default=0.1, metadata={"help": "share of samples trained without their label (--class_conditional)"}
-    )
-    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "precision of the trunk"})
-    save_and_sample_every: int = field(
-        default=5000, metadata={"help": "steps between checkpoints, each followed by samples and their scores"}
-    )
-    likelihood_draws: int = field(
-        default=32, metadata={"help": "draws of the likelihood bound for each text (--ppl_eval)"}
-    )
-    log_every: int = field(default=50, metadata={"help": "steps between rows of metrics.jsonl"})
-    keep_checkpoints: int = field(default=1, metadata={"help": "newest checkpoints to keep (0: all)"})
-    random_seed: int = field(default=42, metadata={"help": "seed of weights, batches and noise"})
-
-    def __post_init__(self):
-        check_choices(self)
-        for flag in ("num_train_steps", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps",
-                     "save_and_sample_every", "log_every", "likelihood_draws"):  # fmt: skip
-            if getattr(self, flag) < 1:
-                raise DiffusionError(f"--{flag} {getattr(self, flag)}: expected at least 1")
-        for flag in ("self_condition_prob", "class_unconditional_prob"):
-            if not 0 <= getattr(self, flag) <= 1:
-                raise DiffusionError(f"--{flag} {getattr(self, flag)}: expected a probability, 0 to 1")
-        if self.keep_checkpoints < 0:
-            raise DiffusionError(f"--keep_checkpoints {self.keep_checkpoints}: expected 0 (all) or more")
-        if not 0 <= self.random_seed < 2**32:
-            raise DiffusionError(f"--random_seed {self.random_seed}: expected 0 to 4294967295")
-        T_schedule(self.T_schedule, power=self.polynomial_T_power)  # refuses a power that cannot work
 
 
 class TrainingData(Protocol):
@@ -89,6 +41,10 @@ class TrainingData(Protocol):
 
 # Called with the step and the averaged denoiser after a checkpoint; gives scores by name and texts by name.
 Evaluate = Callable[[int, nn.Module], tuple[dict[str, float], dict[str, list[str]]]]
+# Entered around each part of a step, with its name: load, forward, backward, optimizer, ema.
+Stage = Callable[[str], AbstractContextManager]
+
+BATCHES_AHEAD = 2  # made ready while another device computes; on a CPU the thread would only take its cores
 
 
 class Trainer:
@@ -107,19 +63,24 @@ class Trainer:
         accelerator: Accelerator,
         make_tracker: Callable[[int], Tracker],
         evaluate: Evaluate | None = None,
+        stage: Stage = lambda name: nullcontext(),
     ):
         self.options, self.objective, self.run_dir = options, objective, run_dir
         self.train_data, self.valid_data, self.evaluate = train_data, valid_data, evaluate
-        self.accelerator, self.make_tracker = accelerator, make_tracker
+        self.accelerator, self.make_tracker, self.stage = accelerator, make_tracker, stage
         self.max_grad_norm = optim.max_grad_norm
         denoiser = denoiser.to(accelerator.device)
-        self.ema = make_ema(denoiser, optim).to(accelerator.device)
+        self.ema = make_ema(denoiser, optim)
         self.denoiser, self.optimizer = accelerator.prepare(denoiser, make_optimizer(denoiser, optim))
         factor = learning_rate_factor(optim.lr_schedule, optim.lr_warmup_steps, options.num_train_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, factor)
         self.batches = EpochBatches(train_data.lengths, options.train_batch_size, options.random_seed)
-        rank = accelerator.process_index
-        self.generator = torch.Generator(accelerator.device).manual_seed(options.random_seed + rank)
+        seed = options.random_seed + accelerator.process_index
+        (host_seed,) = np.random.SeedSequence(seed).generate_state(1)  # else both give the same numbers on a CPU
+        self.generators = {
+            "training": torch.Generator(accelerator.device).manual_seed(seed),
+            "host": torch.Generator().manual_seed(int(host_seed)),
+        }
         self.step = 0  # optimizer steps done
         self.losses: list[torch.Tensor] = []  # of the steps since the last row of metrics
 
@@ -133,7 +94,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of the present step; every process must take part, the main one writes."""
-        random = gather_object([checkpoint.random_states(self.generator)])  # each process has its own
+        random = gather_object([checkpoint.random_states(self.generators)])  # each process has its own
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -174,7 +135,7 @@ class Trainer:
         checkpoint.load_optimizer(self.optimizer.optimizer, optimizer)
         own = f"{self.accelerator.process_index}."
         states = {name.removeprefix(own): value for name, value in random.items() if name.startswith(own)}
-        checkpoint.load_random_states(self.generator, states)
+        checkpoint.load_random_states(self.generators, states)
         self.step, self.batches.position = state["step"], state["batches"]
         self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in state["losses"]]
         self.scheduler.__dict__.update(state["scheduler"])
@@ -193,7 +154,7 @@ class Trainer:
         """Trains up to `num_train_steps`: logs, saves, then evaluates on the way; logs and saves the last step."""
         options = self.options
         tracker = self.make_tracker(self.step) if self.accelerator.is_main_process else Trackers()
-        batches = iter(self.batches)
+        batches = self._batches()
         bar = tqdm(
             total=options.num_train_steps,
             initial=self.step,
@@ -236,34 +197,47 @@ class Trainer:
         self.denoiser.train()
         micro = []
         for _ in range(self.options.gradient_accumulation_steps):
+            with self.stage("load"):
+                batch = self._to_device(next(batches))
+            self.batches.position += 1
             with self.accelerator.accumulate(self.denoiser):
-                batch = self._fetch(self.train_data, next(batches))
-                with self.accelerator.autocast():
-                    loss = self.objective(self.denoiser, batch, T_k, self.generator).mean()
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    grad_norm = self.accelerator.clip_grad_norm_(self.denoiser.parameters(), self.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                with self.stage("forward"), self.accelerator.autocast():
+                    loss = self.objective(self.denoiser, batch, T_k, *self.generators.values()).mean()
+                with self.stage("backward"):
+                    self.accelerator.backward(loss)
+                with self.stage("optimizer"):
+                    if self.accelerator.sync_gradients:
+                        grad_norm = self.accelerator.clip_grad_norm_(self.denoiser.parameters(), self.max_grad_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
                 micro.append(loss.detach())
         self.scheduler.step()
-        self.ema.update()
+        with self.stage("ema"):
+            self.ema.update()
         return torch.stack(micro).mean(), grad_norm
 
-    def _fetch(self, data: TrainingData, indices: np.ndarray) -> Batch:
+    def _batches(self) -> Iterator[Batch]:
+        """The rows of this process of the batches to come, on the CPU; `position` moves as they are used."""
+        to_come = iter(replace(self.batches))
+        if self.accelerator.device.type == "cpu":
+            return map(self._rows, to_come)
+        return made_ahead(to_come, lambda indices: self._rows(indices).each(torch.Tensor.pin_memory), BATCHES_AHEAD)
+
+    def _rows(self, indices: np.ndarray, data: TrainingData | None = None) -> Batch:
         """The rows of this process; at least one, so that every process takes part in the step."""
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
-        batch = data.batch(indices[rank::count] if len(indices) >= count else indices[-1:])
-        device = self.accelerator.device
-        label, clamped = (each if each is None else each.to(device) for each in (batch.label, batch.clamped))
-        return Batch(batch.x0.to(device), batch.valid.to(device), label, clamped)
+        return (data or self.train_data).batch(indices[rank::count] if len(indices) >= count else indices[-1:])
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return batch.each(lambda part: part.to(self.accelerator.device, non_blocking=True))
 
     @torch.no_grad()
     def _validation(self) -> dict[str, float]:
         """Loss of model and EMA on one validation batch (a different one each time), over the full range of times."""
         turn = self.step // self.options.log_every
         held_out = EpochBatches(self.valid_data.lengths, self.options.eval_batch_size, seed=0)
-        batch = self._fetch(self.valid_data, held_out.of_epoch(0)[turn % held_out.per_epoch])
+        chosen = held_out.of_epoch(0)[turn % held_out.per_epoch]
+        batch = self._to_device(self._rows(chosen, self.valid_data))
         result = {}
         for name, model in (("valid_loss", self.denoiser), ("valid_loss_ema", self.ema.ema_model)):
             model.eval()

@@ -91,22 +91,25 @@ def test_a_moving_average_comes_back_with_its_count(tmp_path):
 
 
 def test_random_states_come_back_for_the_training_and_the_global_generator(tmp_path):
-    generator = torch.Generator().manual_seed(3)
+    generators = {name: torch.Generator().manual_seed(seed) for name, seed in (("training", 3), ("host", 5))}
     torch.manual_seed(4)
-    torch.rand(5), torch.rand(5, generator=generator)
-    place = checkpoint.save(tmp_path, 1, {"random": checkpoint.random_states(generator)}, {}, keep=1)
-    expected = torch.rand(5), torch.rand(5, generator=generator)
-    other = torch.Generator().manual_seed(30)
+    draw = lambda own: [torch.rand(5), *(torch.rand(5, generator=each) for each in own.values())]  # noqa: E731
+    draw(generators)
+    place = checkpoint.save(tmp_path, 1, {"random": checkpoint.random_states(generators)}, {}, keep=1)
+    expected = draw(generators)
+    others = {name: torch.Generator().manual_seed(30) for name in generators}
     torch.manual_seed(40)
     ((states,), _) = checkpoint.load(place, "random")
-    checkpoint.load_random_states(other, states)
-    assert torch.equal(torch.rand(5), expected[0]) and torch.equal(torch.rand(5, generator=other), expected[1])
+    checkpoint.load_random_states(others, states)
+    assert all(map(torch.equal, draw(others), expected))
 
 
-def test_random_states_of_another_kind_of_device_are_refused_in_one_line():
-    states = checkpoint.random_states(torch.Generator()) | {"training": torch.zeros(16, dtype=torch.uint8)}  # CUDA's
+@pytest.mark.parametrize("training", [torch.zeros(16, dtype=torch.uint8), None])  # CUDA's; an older version's
+def test_random_states_of_another_kind_of_device_or_of_none_are_refused_in_one_line(training):
+    generators = {"training": torch.Generator()}
+    states = {name: state for name, state in {"training": training}.items() if state is not None}
     with pytest.raises(DiffusionError, match="random state") as refusal:
-        checkpoint.load_random_states(torch.Generator(), states)
+        checkpoint.load_random_states(generators, states)
     assert "\n" not in str(refusal.value)
 
 

@@ -232,6 +232,15 @@ def test_half_of_the_samples_see_an_estimate_each_by_a_coin_of_its_own():
     assert 0.02 < rates.std().item() < 0.1  # 0.05 for coins per sample, 0.5 for a coin per batch
 
 
+def test_a_host_generator_alone_decides_which_samples_see_an_estimate():
+    def chosen(seed: int, host: int):
+        spy = Spy()
+        Objective(process(), self_condition_prob=0.5)(spy, make_batch(50), T, generator(seed), generator(host))
+        return (spy.calls[-1]["x0_prev"].abs().amax(dim=(1, 2)) > 0).tolist()
+
+    assert chosen(1, host=1) == chosen(2, host=1) != chosen(1, host=2)
+
+
 @pytest.mark.parametrize(("prob", "calls"), [(0.0, 1), (1.0, 2)])
 def test_the_ends_of_the_rate_are_exact(prob, calls):
     spy = Spy()

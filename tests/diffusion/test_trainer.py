@@ -25,8 +25,9 @@ from diffusion.schedules import T_schedule
 from diffusion.training import checkpoint
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor
+from diffusion.training.options import TrainingOptions
 from diffusion.training.tracker import JsonlTracker
-from diffusion.training.trainer import Trainer, TrainingOptions
+from diffusion.training.trainer import Trainer
 
 T, D, CLASSES = 1000, 4, 2
 TIMING = {"steps_per_second"}
@@ -390,15 +391,16 @@ def test_two_micro_batches_make_the_gradient_of_their_mean(tmp_path):
     before = trainer.denoiser.write.weight.detach().clone()
     heads = []
     for index in trainer.batches.of_epoch(0)[:2]:
-        batch = trainer._fetch(trainer.train_data, index)
-        heads.append(batch)
+        heads.append(trainer._rows(index))
     expected = torch.zeros_like(before)
-    draws = torch.Generator().manual_seed(trainer.options.random_seed)
+    draws = {name: torch.Generator() for name in trainer.generators}
+    for name, generator in trainer.generators.items():
+        draws[name].set_state(generator.get_state())
     for batch in heads:
-        loss = trainer.objective(trainer.denoiser.train(), batch, trainer.T_k, draws).mean() / 2
+        loss = trainer.objective(trainer.denoiser.train(), batch, trainer.T_k, *draws.values()).mean() / 2
         (gradient,) = torch.autograd.grad(loss, trainer.denoiser.write.weight)
         expected += gradient
-    loss, grad_norm = trainer._update(iter(trainer.batches), trainer.T_k)
+    loss, grad_norm = trainer._update(trainer._batches(), trainer.T_k)
     moved = trainer.denoiser.write.weight.detach() - before
     torch.testing.assert_close(moved, -1e-3 * expected.sign())
     assert trainer.batches.position == 2
@@ -408,7 +410,7 @@ def test_two_micro_batches_make_the_gradient_of_their_mean(tmp_path):
 def test_gradients_are_clipped_and_their_norm_is_logged_before(tmp_path):
     trainer = make(tmp_path, warmup=0)
     trainer.max_grad_norm = 1e-3
-    _, grad_norm = trainer._update(iter(trainer.batches), trainer.T_k)
+    _, grad_norm = trainer._update(trainer._batches(), trainer.T_k)
     first_moments = [state["exp_avg"] for state in trainer.optimizer.optimizer.state.values()]
     clipped = torch.cat([m.flatten() for m in first_moments]).norm() / 0.1  # (1 - beta1) times the gradient
     assert clipped.item() == pytest.approx(1e-3, rel=1e-2)
