@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_models.codec import ModelError
-from latent_models.seq2seq_codec import Seq2SeqCodec
+from latent_models.claim import claimed
+from latent_models.codec import ModelError, first_line
+from latent_models.seq2seq_codec import LatentDtype, Seq2SeqCodec
+
+STORED = {"float32": np.dtype("<f4"), "bf16": np.dtype("<u2")}  # numpy has no bfloat16: its bits stand for it
+PIECE = 1_024  # rows that `pieces` reads at a time
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """states [tokens, D] float32 (memory-mapped), the rows of text i at offsets[i]:offsets[i + 1]."""
+    """states [tokens, D], memory-mapped, as `STORED` says; the rows of text i are at offsets[i]:offsets[i + 1]."""
 
     states: np.ndarray
     offsets: np.ndarray
@@ -36,61 +39,96 @@ class LatentCache:
         """Length of each text [N] in positions."""
         return np.diff(self.offsets)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def pieces(self) -> Iterator[Tensor]:
+        """All states, some rows [n, D] at a time: no split is ever held in memory."""
+        for start in range(0, len(self.states), PIECE):
+            yield _floats(np.array(self.states[start : start + PIECE]))
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Raw states [B, L, D], zero where padded, and valid [B, L], L the longest of the batch."""
-        rows = [self.states[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        lengths = torch.tensor([len(row) for row in rows])
-        states = torch.zeros(len(rows), int(lengths.max()), self.states.shape[1])
-        for i, row in enumerate(rows):
-            states[i, : len(row)] = torch.from_numpy(np.array(row))
-        return states, torch.arange(states.shape[1]) < lengths[:, None]
+        indices = np.asarray(indices)
+        starts, ends = self.offsets[indices, None], self.offsets[indices + 1, None]
+        at = starts + np.arange((ends - starts).max())
+        valid = at < ends
+        states = np.take(self.states, np.minimum(at, ends - 1), axis=0)  # padding reads the text's last row again
+        states[~valid] = 0
+        return _floats(states), torch.from_numpy(valid)
 
 
-def encoded(codec: Seq2SeqCodec, texts: Sequence[str], folder: Path, name: str, batch_size: int = 64) -> LatentCache:
-    """The cache of `texts` under `folder`, built first where it is not there yet; a build cut short leaves nothing.
+def _floats(states: np.ndarray) -> Tensor:
+    """float32 of what is stored."""
+    read = torch.from_numpy(states)
+    return read if read.dtype == torch.float32 else read.view(torch.bfloat16).float()
 
-    Raises ModelError where what is there is damaged.
+
+def encoded(
+    codec: Seq2SeqCodec,
+    texts: Sequence[str],
+    folder: Path,
+    name: str,
+    dtype: LatentDtype = "float32",
+    batch_size: int = 64,
+) -> LatentCache:
+    """The cache of `texts` under `folder`, built first where it is not there yet; raises ModelError if it is damaged.
+
+    Of many processes one builds and the others wait, and a build cut short does no harm, as `claimed` says.
     """
-    key = hashlib.sha256(codec.fingerprint.encode())
+    key = hashlib.sha256(f"{codec.fingerprint} {dtype}".encode())
     for text in texts:
-        key.update(text.encode() + b"\0")
+        content = text.encode()
+        key.update(len(content).to_bytes(8, "little") + content)
     place = folder / f"{name}-{key.hexdigest()[:16]}"
+    about = {"codec": codec.fingerprint, "dtype": dtype, "width": codec.width, "texts": len(texts)}
     if not place.is_dir():
-        _build(codec, texts, place, name, batch_size)
+        with claimed(place, "states.npy", f"{name}: another process is encoding these texts; waiting for it") as file:
+            if file is not None:
+                _build(codec, texts, file, about, name, batch_size)
     try:
-        meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
-        states, offsets = np.load(place / "states.npy", mmap_mode="r"), np.load(place / "offsets.npy")
-    except (OSError, ValueError, EOFError) as error:
-        raise ModelError(f"{place}: damaged ({error}); delete the folder, it is made anew") from error
-    return LatentCache(states, offsets, meta["truncated"])
+        return _read(place, about, codec.max_length)
+    except Exception as error:  # numpy raises many kinds for a header that does not hold what it should
+        raise ModelError(f"{place}: damaged ({first_line(error)}); delete the folder, it is made anew") from error
 
 
-def _build(codec: Seq2SeqCodec, texts: Sequence[str], place: Path, name: str, batch_size: int) -> None:
+def _read(place: Path, about: dict[str, Any], max_length: int) -> LatentCache:
+    """Raises some error for whatever `_build` would not have written."""
+    meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
+    if not isinstance(meta, dict) or type(truncated := meta.pop("truncated", None)) is not int or meta != about:
+        raise ValueError("meta.json is not that of these texts")
+    offsets = np.array(np.lib.format.open_memmap(place / "offsets.npy", mode="r"))
+    if offsets.dtype != np.int64 or offsets.shape != (about["texts"] + 1,) or offsets[0] != 0:
+        raise ValueError("offsets.npy does not say where each text starts")
+    if not (1 <= np.diff(offsets)).all() or not (np.diff(offsets) <= max_length).all():
+        raise ValueError(f"offsets.npy has texts that are not 1 to {max_length} tokens long")
+    states = np.lib.format.open_memmap(place / "states.npy", mode="r")
+    wanted = (int(offsets[-1]), about["width"]), STORED[about["dtype"]]
+    if (states.shape, states.dtype) != wanted:
+        raise ValueError(f"states.npy is {states.dtype} {states.shape}, expected {wanted[1]} {wanted[0]}")
+    return LatentCache(states, offsets, truncated)
+
+
+def _build(
+    codec: Seq2SeqCodec, texts: Sequence[str], file: BinaryIO, about: dict[str, Any], name: str, batch_size: int
+) -> None:
+    """Writes the states to `file`, the rest beside it. Written, not mapped: a full disk is an error, not a signal."""
     lengths = np.array(codec.token_lengths(texts))
     truncated = int((lengths > codec.max_length).sum())
     lengths = np.minimum(lengths, codec.max_length)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    beside.mkdir(parents=True, exist_ok=True)
-    try:
-        states = np.lib.format.open_memmap(
-            beside / "states.npy", mode="w+", dtype=np.float32, shape=(int(offsets[-1]), codec.width)
-        )
-        order = np.argsort(lengths, kind="stable")  # neighbours of one length need no padding
-        starts = range(0, len(order), batch_size)
-        for start in tqdm(starts, desc=f"encode {name}", file=sys.stderr, mininterval=1.0):
-            chosen = order[start : start + batch_size]
-            batch = codec.encode([texts[i] for i in chosen])
-            for row, i in zip(batch.x0.cpu().numpy(), chosen, strict=True):
-                states[offsets[i] : offsets[i + 1]] = row[: lengths[i]]
-        states.flush()
-        np.save(beside / "offsets.npy", offsets)
-        meta = {"codec": codec.fingerprint, "texts": len(texts), "truncated": truncated}
-        (beside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        try:
-            os.replace(beside, place)
-        except OSError:
-            if not place.is_dir():  # else another run built the same cache meanwhile
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    dtype = STORED[about["dtype"]]
+    shape = (int(offsets[-1]), codec.width)
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    origin, row_bytes = file.tell(), codec.width * dtype.itemsize
+    order = np.argsort(lengths, kind="stable")  # neighbours of one length need no padding
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc=f"encode {name}", file=sys.stderr, mininterval=1.0):
+        chosen = order[start : start + batch_size]
+        batch = codec.encode([texts[i] for i in chosen])
+        states = batch.x0[batch.valid].cpu()  # [tokens, D]
+        if dtype == np.uint16:
+            states = states.to(torch.bfloat16).view(torch.uint16)
+        for i, rows in zip(chosen, states.split(lengths[chosen].tolist()), strict=True):
+            file.seek(origin + int(offsets[i]) * row_bytes)
+            file.write(rows.numpy().data)
+    folder = Path(file.name).parent
+    np.save(folder / "offsets.npy", offsets)
+    (folder / "meta.json").write_text(json.dumps(about | {"truncated": truncated}, indent=1), encoding="utf-8")

@@ -5,6 +5,7 @@ B batch, L positions, D latent width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,6 @@ from torch import Tensor
 from latent_models.lengths import LengthModel, load_tensors
 
 EPSILON = 1e-5
-CHUNK = 65_536  # rows of states read at a time, so that no split is ever held in memory
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,29 @@ class LatentStatistics:
 
     @classmethod
     def fit(
-        cls, states: np.ndarray, lengths: np.ndarray, latent_scale: Literal["scalar", "dimension", "none"] = "scalar"
+        cls,
+        pieces: Iterable[Tensor],
+        lengths: np.ndarray,
+        latent_scale: Literal["scalar", "dimension", "none"] = "scalar",
     ) -> LatentStatistics:
-        """From all states [tokens, D] of the training split and the length of each text.
+        """From all states of the training split, some [n, D] at a time, and the length of each text.
 
         `scalar`: one population standard deviation around the mean, pooled over dimensions; `dimension`: one for
         each dimension; `none`: mean 0 and scale 1, latents stay as they are.
         """
-        width = states.shape[1]
         length_model = LengthModel.fit(lengths, int(lengths.max()))
         if latent_scale == "none":
+            width = next(iter(pieces)).shape[1]
             return cls(torch.zeros(width), torch.tensor(1.0 - EPSILON), length_model)
-        chunks = [slice(i, i + CHUNK) for i in range(0, len(states), CHUNK)]
-        mean = sum(states[c].sum(0, dtype=np.float64) for c in chunks) / len(states)
-        squares = sum(((states[c] - mean) ** 2).sum(0, dtype=np.float64) for c in chunks) / len(states)
-        scale = np.sqrt(squares if latent_scale == "dimension" else squares.mean())
-        return cls(torch.from_numpy(mean).float(), torch.as_tensor(scale).float(), length_model)
+        seen, mean, squares = 0, 0.0, 0.0  # Chan, Golub, LeVeque 1983: one pass, as exact as two
+        for piece in pieces:
+            rows, before = piece.double(), seen
+            own = rows.mean(0)
+            shift, seen = own - mean, before + len(rows)
+            squares = squares + (rows - own).square_().sum(0) + shift**2 * (before * len(rows) / seen)
+            mean = mean + shift * (len(rows) / seen)
+        scale = (squares / seen if latent_scale == "dimension" else squares.mean() / seen).sqrt()
+        return cls(mean.float(), scale.float(), length_model)
 
     def normalise(self, states: Tensor) -> Tensor:
         """Encoder states [..., D] -> x0 of about zero mean and unit variance."""

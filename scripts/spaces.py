@@ -21,7 +21,7 @@ from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus
 from latent_models.latent_cache import LatentCache, encoded
 from latent_models.lengths import LengthModel, load_tensors
-from latent_models.seq2seq_codec import DECODING, CodecOptions, Seq2SeqCodec
+from latent_models.seq2seq_codec import DECODING, CodecOptions, LatentDtype, Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from latent_models.token_codec import TokenCodec, TokenSplit, character_tokenizer, find_tokenizer
 from scripts.console import note
@@ -86,6 +86,7 @@ class LatentSpace:
     codec: Seq2SeqCodec
     statistics: LatentStatistics
     cache_dir: Path
+    dtype: LatentDtype  # of the states on disk
 
     strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)
     files: ClassVar[tuple[str, ...]] = (STATISTICS,)
@@ -94,9 +95,10 @@ class LatentSpace:
     def fit(cls, options: CodecOptions, corpus: Corpus, save_dir: Path, device: torch.device) -> LatentSpace:
         """Loads the codec and takes the statistics of the training split."""
         codec = load_codec(options, device)
-        cache = encode_split(codec, corpus, "train", save_dir / "latents")
+        cache = encode_split(codec, corpus, "train", save_dir / "latents", options.latent_dtype)
         scale = options.latent_scale if options.normalize_latent else "none"
-        return cls(codec, LatentStatistics.fit(cache.states, cache.lengths, scale), save_dir / "latents")
+        statistics = LatentStatistics.fit(cache.pieces(), cache.lengths, scale)
+        return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
 
     @classmethod
     def load(cls, options: CodecOptions, run_dir: Path, save_dir: Path, device: torch.device) -> LatentSpace:
@@ -107,7 +109,7 @@ class LatentSpace:
                 f"--enc_dec_model {options.enc_dec_model}: has width {codec.width}, the run {run_dir} was trained with "
                 f"{len(statistics.mean)}; give the model it was trained with"
             )
-        return cls(codec, statistics, save_dir / "latents")
+        return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
 
     @property
     def lengths(self) -> LengthModel:
@@ -122,7 +124,8 @@ class LatentSpace:
         return self.codec.fingerprint
 
     def data(self, corpus: Corpus, name: str, labels: np.ndarray | None) -> LatentData:
-        return LatentData(encode_split(self.codec, corpus, name, self.cache_dir), self.statistics, labels)
+        cache = encode_split(self.codec, corpus, name, self.cache_dir, self.dtype)
+        return LatentData(cache, self.statistics, labels)
 
     def shape(self, batch: int, length: int) -> tuple[int, ...]:
         return batch, length, self.codec.width
@@ -143,9 +146,9 @@ def load_codec(options: CodecOptions, device: torch.device) -> Seq2SeqCodec:
     return Seq2SeqCodec.load(find_model(options.enc_dec_model), options.max_length, device)
 
 
-def encode_split(codec: Seq2SeqCodec, corpus: Corpus, name: str, folder: Path) -> LatentCache:
+def encode_split(codec: Seq2SeqCodec, corpus: Corpus, name: str, folder: Path, dtype: LatentDtype) -> LatentCache:
     """The encoded split, from disk where this codec encoded the same texts before."""
-    cache = encoded(codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}")
+    cache = encoded(codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}", dtype)
     if cache.truncated:
         note(f"{name}: {cache.truncated:,} of {len(cache.lengths):,} texts were cut at {codec.max_length} tokens")
     return cache

@@ -169,6 +169,7 @@ def test_given_flags_are_known_however_they_are_written():
             "default", "ddim", "ancestral", "dpmpp", "q", "ddpm_cache", "first_hitting", "euler", "left_to_right"
         ],
         "latent_scale": ["scalar", "dimension"],
+        "latent_dtype": ["float32", "bf16"],
         "method": ["latent", "ar", "d3pm", "mdlm", "sedd", "gidd", "diffusion_bert"],
         "lengths": ["drawn", "modelled"],
         "time_input": ["default", "none", "input", "token", "layerwise"],
@@ -248,6 +249,13 @@ def test_args_json_holds_every_option_and_none_of_the_call(saved_run):
     flags = {f.name for group in GROUPS for f in fields(group)}
     assert saved.keys() == flags - {*ONE_CALL, "output_dir"}
     assert [path.name for path in saved_run.iterdir()] == ["args.json"]
+
+
+def test_an_option_that_came_after_the_run_has_its_default(saved_run):
+    saved = json.loads((saved_run / "args.json").read_text())
+    del saved["latent_dtype"]
+    (saved_run / "args.json").write_text(json.dumps(saved))
+    assert options(f"--eval --resume_dir {saved_run}").codec.latent_dtype == "float32"
 
 
 def test_options_survive_the_disk(saved_run):

@@ -183,7 +183,7 @@ def test_a_second_run_reads_the_encoded_splits_of_the_first(labelled, train, mon
 def test_training_gets_normalised_latents(labelled, data_dir, place):
     options = Options.from_argv(["--eval", "--resume_dir", str(labelled[0])])
     corpus = check(options)
-    cache = encode_split(load_codec(options.codec, device()), corpus, "train", place / "latents")
+    cache = encode_split(load_codec(options.codec, device()), corpus, "train", place / "latents", "float32")
     statistics = LatentStatistics.load(labelled[0] / "latent_statistics.safetensors")
     assert np.array_equal(statistics.lengths.counts, np.bincount(cache.lengths))
     label_ids = np.arange(len(cache.lengths)) % 3 - 1
@@ -195,6 +195,17 @@ def test_training_gets_normalised_latents(labelled, data_dir, place):
     assert tokens.std(correction=0).item() == pytest.approx(1, abs=1e-3)
     assert batch.label.tolist() == label_ids.tolist()
     assert LatentData(cache, statistics, None).batch(np.array([0])).label is None
+
+
+def test_splits_kept_as_bf16_are_what_a_run_trains_on(train, loaded, place):
+    run_dir, _ = train("halved", "plain", "--num_train_steps 1 --latent_dtype bf16")
+    system = loaded(run_dir)
+    stored = system.space.data(system.corpus, "train", None).cache
+    exact = encode_split(system.space.codec, system.corpus, "train", place / "latents", "float32")
+    assert stored.states.nbytes * 2 == exact.states.nbytes
+    mean = torch.cat(list(stored.pieces())).double().mean(0)
+    assert torch.allclose(system.space.statistics.mean.double(), mean, rtol=1e-6)
+    assert not torch.allclose(torch.cat(list(exact.pieces())).double().mean(0), mean, rtol=1e-6)
 
 
 def test_runs_without_a_name_get_a_folder_each(tmp_path, monkeypatch):
