@@ -161,6 +161,13 @@ class SamplingOptions:
     sampling_timesteps: int = field(
         default=250, metadata={"help": "Number of sampling steps, at most --timesteps; each costs one network call."}
     )
+    grid_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "Sampling times are even ones to this power: below 1 more of the steps are spent at high noise, "
+            "which few steps need most."
+        },
+    )
     ddim_sampling_eta: float = field(
         default=1.0, metadata={"help": "Randomness of ddim: 0 is deterministic, 1 as random as ancestral sampling."}
     )
@@ -182,6 +189,8 @@ class SamplingOptions:
         check_choices(self)
         if self.sampling_timesteps < 1:
             raise DiffusionError(f"--sampling_timesteps {self.sampling_timesteps} must be 1 or more")
+        if not 0 < self.grid_power < math.inf:
+            raise DiffusionError(f"--grid_power {self.grid_power} must be above 0; 1 is an even grid")
         if not 0 <= self.ddim_sampling_eta <= 1:
             raise DiffusionError(f"--ddim_sampling_eta {self.ddim_sampling_eta} must be between 0 and 1")
         if not 0 <= self.q_sampling_from <= 1:

@@ -6,8 +6,9 @@ Legend: B batch, T steps of the process, S sampling steps, T_k steps in the trai
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -100,6 +101,24 @@ def even_grid(sampling_timesteps: int) -> list[float]:
     if sampling_timesteps < 1:
         raise DiffusionError(f"--sampling_timesteps {sampling_timesteps}: expected at least 1")
     return [i / sampling_timesteps for i in range(sampling_timesteps, -1, -1)]
+
+
+def warped(times: Sequence[float], power: float, timesteps: int | None = None) -> list[float]:
+    """A grid with t^power for each time t, among T steps the nearest; below 1 it is denser at high noise.
+
+    DiffusionError where the T steps are too few for it, so that a time would be visited twice.
+    """
+    if power == 1:
+        return list(times)
+    warped = [t**power for t in times]
+    if timesteps is not None:
+        warped = [round(t * timesteps) / timesteps for t in warped]
+    if any(s >= t for t, s in pairwise(warped)):
+        raise DiffusionError(
+            f"--grid_power {power} with {len(times) - 1} sampling steps would visit one of the {timesteps} --timesteps "
+            "twice; take fewer steps or a power nearer to 1"
+        )
+    return warped
 
 
 def step_times(u: Tensor, timesteps: int, T_k: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from diffusion.denoiser import CausalDenoiser, LatentDenoiser, TokenDenoiser
 from diffusion.process import Process
+from diffusion.schedules import warped
 from diffusion.training import checkpoint
 from diffusion.training.objective import Objective
 from latent_models.codec import ModelError, find_model
@@ -53,7 +54,9 @@ class System:
 
     @cached_property
     def times(self) -> list[float]:
-        return self.process.grid(self.options.sampling.sampling_timesteps)
+        """The decreasing times that sampling visits, from 1 to 0."""
+        even = self.process.grid(self.options.sampling.sampling_timesteps)
+        return warped(even, self.options.sampling.grid_power, self.process.timesteps if self.method.in_steps else None)
 
     @property
     def writes_length(self) -> bool:

@@ -17,7 +17,7 @@ from diffusion.interpolating import InterpolatingProcess
 from diffusion.masked import D3PMProcess, MaskedProcess
 from diffusion.process import Process
 from diffusion.samplers import SAMPLERS
-from diffusion.schedules import time_grid
+from diffusion.schedules import time_grid, warped
 from diffusion.score_entropy import ScoreEntropyProcess
 from diffusion.spindle import SpindleProcess
 from diffusion.token_samplers import sample_ddpm_cache, sample_euler, sample_first_hitting, sample_left_to_right
@@ -158,7 +158,8 @@ def check_flags(options: Options) -> None:
         if flag in options.given and owner != _sampler_name(options):
             raise UsageError(f"--{flag} belongs to --sampler {owner}; leave it out")
     if method.in_steps:
-        time_grid(options.gaussian.timesteps, sampling.sampling_timesteps)  # refuses more steps than there are
+        T = options.gaussian.timesteps
+        warped(time_grid(T, sampling.sampling_timesteps), sampling.grid_power, T)  # refuses more steps than there are
     if sampling.is_tempered and not method.is_tempered:
         raise UsageError(
             f"--temperature, --top_p and --top_k sharpen probabilities of tokens, which --method {name} does not "
@@ -166,6 +167,8 @@ def check_flags(options: Options) -> None:
         )
     if method.causal and (options.training.T_schedule != "normal" or options.denoiser.time_input != "default"):
         raise UsageError(f"--method {name} has no noise and no time: leave out --T_schedule and --time_input")
+    if method.causal and sampling.grid_power != 1:
+        raise UsageError(f"--grid_power: --method {name} has no noise and no time; leave it out")
     if method.causal and options.tokens.lengths == "modelled":
         raise UsageError(f"--method {name} ends a text by itself: leave out --lengths modelled")
     if method.causal and options.run.compile and options.run.mode not in ("train", "resume_training"):

@@ -29,6 +29,7 @@ from diffusion.schedules import (
     tan_betas,
     time_grid,
     unsmooth_T_schedule,
+    warped,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -141,6 +142,30 @@ def test_time_grids_fall_from_one_to_zero_without_repeats(T):
         times = time_grid(T, S)
         assert len(times) == S + 1 and times[0] == 1 and times[-1] == 0
         assert all(t > s for t, s in pairwise(times))
+
+
+@pytest.mark.parametrize("S", [1, 2, 10, 50])
+@pytest.mark.parametrize("power", [0.3, 0.5, 1, 1.5])
+def test_a_warped_grid_has_the_power_of_its_even_times_on_the_steps_of_the_process(S, power):
+    even = even_grid(S)
+    exact, on_steps = warped(even, power), warped(time_grid(1000, S), power, 1000)
+    assert exact == pytest.approx([t**power for t in even], abs=1e-12)
+    for times in (exact, on_steps):
+        assert times[0] == 1 and times[-1] == 0 and len(times) == S + 1
+        assert all(t > s for t, s in pairwise(times))
+    assert on_steps == [round(1000 * t) / 1000 for t in on_steps]
+    assert on_steps == pytest.approx(exact, abs=2e-3 if power >= 1 else 0.02)
+
+
+def test_a_power_of_one_changes_nothing():
+    assert warped(time_grid(1000, 30), 1, 1000) == time_grid(1000, 30)
+
+
+@pytest.mark.parametrize(("power", "S"), [(2, 250), (0.1, 900)])
+def test_a_warped_grid_that_would_repeat_a_time_is_refused(power, S):
+    with pytest.raises(DiffusionError, match="would visit one of the 1000 --timesteps twice") as error:
+        warped(time_grid(1000, S), power, 1000)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("T", "S"), [(10, 11), (10, 0), (10, -1)])

@@ -67,6 +67,8 @@ TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_
         TRAIN + "--learning_rate nan": "--learning_rate nan: expected a number above 0",
         TRAIN + "--amp": "--amp is refused",
         TRAIN + "--milestone 7": "--milestone 7",
+        TRAIN + "--grid_power 5 --sampling_timesteps 50": "--grid_power 5.0 with 50 sampling steps would visit",
+        TRAIN + "--method ar --grid_power 0.5": "--grid_power: --method ar has no noise",
         TRAIN + "--sampling_timesteps 2000": "--sampling_timesteps 2000 must be between 1 and --timesteps",
         TRAIN + "--sampler ancestral --ddim_sampling_eta 0": "--ddim_sampling_eta belongs to --sampler ddim",
         TRAIN + "--sampler dpmpp --ddim_sampling_eta 0": "--ddim_sampling_eta belongs to --sampler ddim",

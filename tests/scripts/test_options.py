@@ -66,6 +66,7 @@ REFERENCE_DEFAULTS = {
 # Ours differ where the reference's cannot be trained (noise prediction), are a slip, or are needed for any good result.
 OWN_DEFAULTS = {"objective": "pred_x0", "optimizer": "adamw", "normalize_latent": True}
 ONE_CALL = (
+    "compile",
     "eval", "eval_test", "ppl_eval", "gen_data", "resume_training", "resume_dir", "milestone", "mbr_candidates"
 )  # fmt: skip
 
@@ -204,6 +205,7 @@ def test_counts_and_rates_must_be_positive_numbers(flag, value):
         "--learning_rate inf", "--adam_beta1 1", "--adam_beta2 nan", "--ema_decay 1", "--adam_weight_decay -0.1",
         "--lr_warmup_steps -1", "--ddim_sampling_eta 1.5", "--ddim_sampling_eta nan", "--class_unconditional_prob 2",
         "--q_sampling_from 1.5", "--q_sampling_from nan", "--early_stop -1", "--early_stop nan",
+        "--grid_power 0", "--grid_power nan",
         "--self_condition_prob nan", "--tx_dim 100", "--random_seed -1", "--polynomial_T_power 0", "--tan_d 0",
         "--p2_loss_weight_gamma nan", "--max_length 1", "--mauve_seeds 2", "--mauve_scaling_factor nan",
         "--keep_checkpoints -1", "--scale_shift perhaps", "--num_train_steps 1.5", "--wandb_name",
