@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError
 
 TIME_INPUTS = ("none", "token", "layerwise")
@@ -52,9 +53,15 @@ class BertDenoiser(nn.Module):
         return self.model
 
     def forward(
-        self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
+        self,
+        xt: Tensor,
+        t: Tensor,
+        valid: Tensor,
+        x0_prev: Tensor | None = None,
+        label: Tensor | None = None,
+        at: Positions | None = None,
     ) -> Tensor:
-        """Logits of the positions of xt; DiffusionError where they are more than the model has."""
+        """Logits of the positions of xt, or of those `at`; DiffusionError where they are more than the model has."""
         words = self.model.get_input_embeddings()
         time = sinusoids(self.timesteps * t - 1, self.model.config.hidden_size, self.timesteps)
         before = [words(xt.new_full((len(xt), 1), self.cls_id))]
@@ -66,12 +73,14 @@ class BertDenoiser(nn.Module):
                 f"texts of {length} tokens do not fit a pretrained BERT with room for {room}: lower --max_length"
             )
         # As embeddings, so that RoBERTa numbers positions by where they are and not by whether they hold padding.
-        output = self.model(
+        output = self.model.base_model(
             inputs_embeds=torch.cat([*before, words(xt)], dim=1),
             attention_mask=pad(valid, (len(before), 0), value=True),
             **({"time": time} if self.layerwise else {}),
         )
-        return output.logits[:, len(before) :]
+        hidden = output.last_hidden_state[:, len(before) :]
+        (head,) = (part for part in self.model.children() if part is not self.model.base_model)
+        return head(hidden if at is None else at.of(hidden))
 
     @property
     def positions(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from x_transformers import Decoder, Encoder
 
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError, check_choices
 
 HEAD_DIM = 64
@@ -71,7 +72,10 @@ class TimeEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Trunk and conditioning; what is read and written is left to the heads below."""
+    """Trunk and conditioning; what `read` and `write` are is left to the heads below.
+
+    A head writes for the positions `at` alone, [n, 1, ...], where it is told which.
+    """
 
     def __init__(self, options: DenoiserOptions, classes: int, time_input: str, stack: type = Encoder):
         super().__init__()
@@ -110,6 +114,9 @@ class Denoiser(nn.Module):
             h = h + condition[:, None]
         return self.trunk(h, attn_mask=_seen(valid), **({"condition": condition} if self.adaptive else {}), **trunk)
 
+    def _written(self, h: Tensor, at: Positions | None) -> Tensor:
+        return self.write(h if at is None else at.of(h))
+
     def _condition(self, t: Tensor, label: Tensor | None) -> Tensor | None:
         condition = self.constant if self.time is None else self.time(t)
         if self.constant is not None:
@@ -134,11 +141,17 @@ class LatentDenoiser(Denoiser):
         self.write = _silent(nn.Linear(options.tx_dim, latent_dim))
 
     def forward(
-        self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
+        self,
+        xt: Tensor,
+        t: Tensor,
+        valid: Tensor,
+        x0_prev: Tensor | None = None,
+        label: Tensor | None = None,
+        at: Positions | None = None,
     ) -> Tensor:
         if self.self_condition:
             xt = torch.cat([xt, torch.zeros_like(xt) if x0_prev is None else x0_prev], dim=-1)
-        return self.write(self.run(self.read(xt), t, valid, label))
+        return self._written(self.run(self.read(xt), t, valid, label), at)
 
 
 class TokenDenoiser(Denoiser):
@@ -150,9 +163,15 @@ class TokenDenoiser(Denoiser):
         self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
 
     def forward(
-        self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
+        self,
+        xt: Tensor,
+        t: Tensor,
+        valid: Tensor,
+        x0_prev: Tensor | None = None,
+        label: Tensor | None = None,
+        at: Positions | None = None,
     ) -> Tensor:
-        return self.write(self.run(self.read(xt), t, valid, label))
+        return self._written(self.run(self.read(xt), t, valid, label), at)
 
 
 class CausalDenoiser(Denoiser):
@@ -168,11 +187,17 @@ class CausalDenoiser(Denoiser):
         self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
 
     def forward(
-        self, xt: Tensor, t: Tensor, valid: Tensor, x0_prev: Tensor | None = None, label: Tensor | None = None
+        self,
+        xt: Tensor,
+        t: Tensor,
+        valid: Tensor,
+        x0_prev: Tensor | None = None,
+        label: Tensor | None = None,
+        at: Positions | None = None,
     ) -> Tensor:
         # Padding stands to the right of all that counts, where causal attention does not look: no `valid` is needed.
         h = torch.cat([self._started(len(xt)), self._read(xt[:, :-1])], dim=1)
-        return self.write(self.run(h, t, None, label))
+        return self._written(self.run(h, t, None, label), at)
 
     def next(self, written: Tensor, cache: Any, label: Tensor | None = None) -> tuple[Tensor, Any]:
         """Logits [B, V] of the position after the `written` ids [B, i], and the cache for the call that follows.

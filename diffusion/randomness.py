@@ -4,7 +4,10 @@ All draws are made on the generator's own device and then moved, so the same see
 model sits on a CPU or a GPU. Nothing here reads or changes torch's global random state.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ class SampleGenerators:
     def __len__(self) -> int:
         return len(self.generators)
 
-    def of(self, samples: Sequence[int], lengths: Iterable[int] | None = None) -> "SampleGenerators":
+    def of(self, samples: Sequence[int], lengths: Iterable[int] | None = None) -> SampleGenerators:
         """The generators of some samples, going on where they are, for a batch of just these."""
         chosen = SampleGenerators([])
         chosen.generators = [self.generators[i] for i in samples]
@@ -49,7 +52,23 @@ class SampleGenerators:
         return batch
 
 
-Randomness = torch.Generator | SampleGenerators
+@dataclass(frozen=True)
+class DrawsAt:
+    """The numbers that draws for a batch of `shape` [B, L] have at some positions, by their flat `index` [n]: [n, 1].
+
+    All B L are drawn, so that no position's numbers depend on which others are chosen.
+    """
+
+    generator: Randomness
+    shape: Sequence[int]
+    index: Tensor
+
+    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of `shape`, which must be [n, 1]."""
+        return _draw(random, self.shape, self.generator, self.index.device, dtype).flatten()[self.index].view(shape)
+
+
+Randomness = torch.Generator | SampleGenerators | DrawsAt
 
 
 def normal(
@@ -83,7 +102,7 @@ def stratified(count: int, generator: torch.Generator, device: torch.device | st
 
 
 def _draw(random: Callable[..., Tensor], shape, generator, device, dtype) -> Tensor:
-    if isinstance(generator, SampleGenerators):
+    if isinstance(generator, SampleGenerators | DrawsAt):
         return generator.draw(random, shape, dtype).to(device)
     if not isinstance(generator, torch.Generator):  # torch would take None for its global state
         raise TypeError(f"randomness needs a torch.Generator or SampleGenerators, got {type(generator).__name__}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from diffusion.bert_denoiser import BertDenoiser, sinusoids
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError
 from diffusion.training import checkpoint
 
@@ -88,6 +89,15 @@ def test_padding_changes_nothing(batch, kind, time_input):
     longer = denoiser(*(torch.nn.functional.pad(x, (0, 3)) if x.ndim == 2 else x for x in (xt, t, valid)))[:, :L]
     for found in (refilled, longer):
         torch.testing.assert_close(found[valid], expected[valid], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("time_input", ["none", "token", "layerwise"])
+def test_the_head_writes_for_some_positions_what_it_writes_among_all(batch, kind, time_input):
+    denoiser, chosen = make(time_input, kind), batch[0] % 2 == 0
+    some = denoiser(*batch, at=Positions.where(chosen))
+    assert 0 < len(some) < chosen.numel()
+    torch.testing.assert_close(some[:, 0], denoiser(*batch)[chosen], rtol=1e-5, atol=1e-6)
 
 
 def test_a_padding_id_that_is_part_of_a_text_keeps_its_place(batch):

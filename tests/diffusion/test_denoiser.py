@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion.denoiser import CausalDenoiser, DenoiserOptions, LatentDenoiser, TimeEmbedding, TokenDenoiser
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError, mean_over_valid
 
 D = 8
@@ -206,6 +207,15 @@ def test_token_denoisers_are_blind_to_padding(tokens, make_tokens):
     longer = denoiser(torch.nn.functional.pad(xt, (0, 3)), t, torch.nn.functional.pad(valid, (0, 3)))
     torch.testing.assert_close(longer[:, :7][valid], output[valid], rtol=1e-5, atol=1e-5)
     assert longer.shape == (3, 10, V) and output[valid].std() > 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_heads_write_for_some_positions_what_they_write_among_all(tokens, make_tokens, generator, share):
+    denoiser, chosen = make_tokens(), torch.rand(3, 7, generator=generator(2)) < share
+    some = denoiser(*tokens, label=torch.tensor([0, 1, -1]), at=Positions.where(chosen))
+    every = denoiser(*tokens, label=torch.tensor([0, 1, -1]))
+    assert some.shape == (chosen.sum(), 1, V)
+    torch.testing.assert_close(some[:, 0], every[chosen], rtol=1e-6, atol=1e-6)
 
 
 def test_labels_change_what_token_denoisers_put_out(tokens, make_tokens):
