@@ -23,6 +23,7 @@ class AutoregressiveProcess:
     """The chain rule as a `TokenProcess`: one token after the other, exactly."""
 
     timesteps = 1
+    loss_reads = step_reads = None
 
     def __init__(self, vocab_size: int, mask_id: int | None = None):
         self.vocab_size = vocab_size

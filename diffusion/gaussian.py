@@ -72,6 +72,8 @@ class GaussianOptions:
 class GaussianProcess:
     """The Gaussian `Process`: corrupts x0 [B, L, D], inverts it step by step, and measures the network's output."""
 
+    loss_reads = step_reads = None
+
     def __init__(
         self,
         schedule: NoiseSchedule,

@@ -81,6 +81,7 @@ class UniformGraph:
     """A lost token turns into any of the V ids, itself included, all with the same chance; there is no mask."""
 
     usual_schedule = "geometric"
+    mask_id = None
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size

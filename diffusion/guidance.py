@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.categorical import without
+from diffusion.positions import Positions
 from diffusion.process import Process
 
 
 class Predictor(Protocol):
     """predict_x0 of a batch of samples."""
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """What `process.denoised` makes of the network's output for xt at t [B]."""
+    def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
+        """What `process.denoised` makes of the network's output for xt at t [B], everywhere or at some positions."""
 
     def rows(self, index: Tensor) -> Predictor:
         """The predictor of some samples [b]."""
@@ -38,9 +39,11 @@ class Prediction:
     label: Tensor | None = None  # [B] int, -1 for none
     x0_prev: Tensor | None = None  # [B, L, D] the estimate of the call before, if the denoiser wants it
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        """x0_hat [B, L, D] for xt [B, L, D] at t [B]; for tokens [B, L, V]."""
-        output = self.denoiser(xt, t, self.valid, x0_prev=self.x0_prev, label=self.label)
+    def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
+        """x0_hat [B, L, D] for xt [B, L, D] at t [B]; for tokens [B, L, V], or [n, 1, V] at n positions."""
+        output = self.denoiser(xt, t, self.valid, x0_prev=self.x0_prev, label=self.label, at=at)
+        if at is not None:
+            xt, t = at.of(xt), at.times(t)
         x0_hat = self.process.denoised(output.to(xt.dtype) if xt.is_floating_point() else output, xt, t)
         self.x0_prev = x0_hat if self.denoiser.self_condition else None
         return x0_hat
@@ -71,8 +74,8 @@ class Tempered:
     top_k: int = 0  # 0: all
     mask_id: int | None = None
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
-        return self._sharpened(self.predict_x0(xt, t))
+    def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
+        return self._sharpened(self.predict_x0(xt, t, at))
 
     def rows(self, index: Tensor) -> Tempered:
         return replace(self, predict_x0=self.predict_x0.rows(index))
@@ -119,10 +122,10 @@ class Clamped:
         """x with the known positions put back."""
         return torch.where(self.free.view(*self.free.shape, *[1] * (x.ndim - 2)), x, self.known)
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
         if self.known.is_floating_point():
             return self.hold(self.predict_x0(xt, t))
-        return self.predict_x0(self.hold(xt), t)
+        return self.predict_x0(self.hold(xt), t, at)
 
     def rows(self, index: Tensor) -> Clamped:
         return Clamped(self.predict_x0.rows(index), self.known[index], self.free[index])

@@ -66,6 +66,8 @@ class InterpolatingOptions:
 class InterpolatingProcess:
     """GIDD as a `TokenProcess`; with p_uniform = 0 and the weights `raw` it is MDLM with alpha = 1 - t."""
 
+    loss_reads = step_reads = None
+
     def __init__(
         self,
         vocab_size: int,

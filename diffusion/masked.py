@@ -1,8 +1,8 @@
 """Two processes that replace one token after the other by a mask and learn to put them back: MDLM and D3PM.
 
 MDLM (Sahoo et al. 2024, arXiv:2406.07524): continuous time, any survival schedule, and a network that never predicts
-the mask and copies what it sees (SUBS). D3PM with an absorbing state (Austin et al. 2021, arXiv:2107.03006): T steps,
-alpha = 1 - t, and a plain softmax that may give the mask some probability theta_m.
+the mask; what is seen is copied (SUBS). D3PM with an absorbing state (Austin et al. 2021, arXiv:2107.03006): T steps,
+alpha = 1 - t, and a plain softmax that may give the mask some probability theta_m. Either needs it at masks only.
 Legend: B batch, L positions, V vocabulary with the mask; move chance m = 1 - alpha.
 """
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.categorical import sample_categorical, widened, without
+from diffusion.positions import Positions
 from diffusion.process import Predict
 from diffusion.randomness import Randomness, uniform
 from diffusion.schedules import even_grid, step_times, time_grid
@@ -59,7 +60,7 @@ class MaskedProcess:
         importance_sampling: bool = False,
     ):
         self.vocab_size = vocab_size
-        self.mask_id = mask_id
+        self.mask_id = self.loss_reads = self.step_reads = mask_id
         self.survival = survival
         self.timesteps = timesteps
         self.importance_sampling = importance_sampling
@@ -85,10 +86,8 @@ class MaskedProcess:
         return hide(x0, self.survival.move_chance(t), self.mask_id, generator)
 
     def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """log p(x0) [B, L, V] (SUBS): no mask, and where a token is seen, that token for certain."""
-        log_p = without(self.mask_id, widened(output)).log_softmax(-1)
-        seen = torch.full_like(log_p, -torch.inf).scatter(-1, xt[..., None], 0.0)
-        return torch.where((xt == self.mask_id)[..., None], log_p, seen)
+        """log p(x0) [B, L, V] of what masks hide, never the mask; where a token is seen it means nothing."""
+        return without(self.mask_id, widened(output)).log_softmax(-1)
 
     def reverse(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p(x_s | x_t) [B, L, V] for any s < t (Sahoo et al. 2024, section 3)."""
@@ -97,6 +96,10 @@ class MaskedProcess:
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
         """x_s [B, L] drawn from `reverse`; no mask is left at s = 0."""
         return unmask(x0_hat, xt, self._stays(t, s), self.mask_id, generator)
+
+    def leaving(self, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> tuple[Tensor, Tensor]:
+        """What `step` draws, before it reads x0_hat: which masks [B, L] go, and uniforms [B, L] for the tokens."""
+        return leaving(xt, self._stays(t, s), self.mask_id, generator)
 
     def integrand(self, x0_hat: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Nats per unit time [B, L]: -log p(x0) sigma' / (e^sigma - 1) at masks (Sahoo et al. 2024, section 3)."""
@@ -120,8 +123,9 @@ class MaskedProcess:
         The same for every schedule but for the time the network is told: that with the drawn m, or the nearest.
         """
         xt, move, weight = mask_some(x0, free, u, generator, self.mask_id)
-        x0_hat = predict(xt, self.survival.time_of_move_chance(move))
-        return weight[:, None] * nats(x0_hat, x0, free & (xt == self.mask_id))
+        at = Positions.where(free & (xt == self.mask_id))
+        x0_hat = predict(xt, self.survival.time_of_move_chance(move), at)
+        return weight[:, None] * at.spread(nats(x0_hat, at.of(x0), at.of(xt) == self.mask_id))
 
     def _stays(self, t: Tensor, s: Tensor) -> Tensor:
         """Chance [B, 1] that a mask at t is still one at s: (1 - alpha_s) / (1 - alpha_t), 0 at s = 0."""
@@ -143,7 +147,7 @@ class D3PMProcess:
 
     def __init__(self, vocab_size: int, mask_id: int, *, timesteps: int = 1000, zero_mask_prob: bool = False):
         self.vocab_size = vocab_size
-        self.mask_id = mask_id
+        self.mask_id = self.loss_reads = self.step_reads = mask_id
         self.timesteps = timesteps
         self.zero_mask_prob = zero_mask_prob
 
@@ -205,7 +209,8 @@ class D3PMProcess:
         """One draw [B, L] of -log p(x0) <= sum_k E[KL_k]: u chooses k. The prior is exact, since alpha(1) = 0."""
         t = self.times(u, self.timesteps)
         xt = torch.where(free, self.corrupt(x0, t, generator), x0)
-        return torch.where(free, self.integrand(predict(xt, t), x0, xt, t), 0.0)
+        at = Positions.where(free & (xt == self.mask_id))
+        return at.spread(self.integrand(predict(xt, t, at), at.of(x0), at.of(xt), at.times(t)))
 
     def _stays(self, x0_hat: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Chance [B, L] that a mask at t is still one at s; 0 at s = 0."""
@@ -258,13 +263,20 @@ def carried_over(probs: Tensor, xt: Tensor, mask_id: int) -> Tensor:
     return torch.where((xt == mask_id)[..., None], probs, seen)
 
 
+def leaving(xt: Tensor, stays: Tensor, mask_id: int, generator: Randomness) -> tuple[Tensor, Tensor]:
+    """Which masks of x_t [B, L] go, and a uniform for the token in the place of each; a mask stays with chance [B, L].
+
+    Two uniforms a position are drawn always: what comes after does not depend on how many masks there are.
+    """
+    leave, token = (uniform(xt.shape, generator, xt.device, torch.float64) for _ in range(2))
+    return (xt == mask_id) & (leave >= stays), token
+
+
 def unmask(x0_hat: Tensor, xt: Tensor, stays: Tensor, mask_id: int, generator: Randomness) -> Tensor:
     """x_s [B, L] drawn from `reverse_masks` in two stages: which masks go, then the tokens in their place.
 
-    In one draw rare tokens would compete with the mask. Two uniforms a position are drawn always: what comes after does
-    not depend on how many masks there are.
+    In one draw rare tokens would compete with the mask.
     """
-    leave, token = (uniform(xt.shape, generator, xt.device, torch.float64) for _ in range(2))
-    now = (xt == mask_id) & (leave >= stays)
+    now, token = leaving(xt, stays, mask_id, generator)
     drawn = sample_categorical(without(mask_id, x0_hat[now].double()).exp(), token[now])
     return xt.masked_scatter(now, drawn)

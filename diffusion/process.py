@@ -24,6 +24,8 @@ class Process(Protocol):
     """A corruption, its reverse step and its loss; x is [B, L, D] float or [B, L] token ids, t and s are [B]."""
 
     timesteps: int  # T, the steps that times are drawn from in training and that T-range annealing counts
+    loss_reads: int | None  # the id of x_t where alone `loss` is not 0 and reads the output; None: it reads all of it
+    step_reads: int | None  # the id of x_t where alone `step` changes x_t and reads x0_hat; None: it reads all of it
 
     def times(self, u: Tensor, T_k: int) -> Tensor:
         """Training times t [B] in the first T_k of the T steps, at u [B] in [0, 1): u uniform draws them."""
@@ -48,7 +50,8 @@ class Process(Protocol):
         """Training loss [B, L] per position, padding included: reduce it with `mean_over_valid`."""
 
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # (xt, t [B]) -> what `denoised` makes of the network's output
+# (xt, t [B]) or (xt, t, at: Positions) -> what `denoised` makes of the network's output, everywhere or there
+Predict = Callable[..., Tensor]
 
 
 @runtime_checkable

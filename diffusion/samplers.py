@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianProcess, like
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError, Predict, Process, check_choices
 from diffusion.randomness import Randomness, normal
 
@@ -45,7 +46,24 @@ def sample_ancestral(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Follow the reverse process itself: each step draws x_s from process.step; serves any process, tokens included."""
-    return walk(lambda x, t, s: process.step(predict_x0(x, t), x, t, s, generator), x, times, on_step)
+    return walk(lambda x, t, s: stepped(process.step, process, predict_x0, x, t, s, generator), x, times, on_step)
+
+
+def stepped(
+    step: Callable[..., Tensor],
+    process: Process,
+    predict_x0: Predict,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    generator: Randomness,
+) -> Tensor:
+    """x at s by a step of the process, the network being asked only where steps read its answer."""
+    if process.step_reads is None:
+        return step(predict_x0(x, t), x, t, s, generator)
+    at = Positions.where(x == process.step_reads)
+    xs = step(predict_x0(x, t, at), at.of(x), at.times(t), at.times(s), at.draws(generator))
+    return at.put(x, xs)
 
 
 def sample_ddim(

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion.categorical import sample_categorical, widened
 from diffusion.gaussian import like
 from diffusion.graphs import AbsorbingGraph, Graph, UniformGraph, move_chance, staggered, transition_into
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
 from diffusion.schedules import even_grid
@@ -44,6 +45,7 @@ class ScoreEntropyProcess:
     def __init__(self, graph: Graph, survival: Survival, timesteps: int = 1000):
         self.graph, self.survival, self.timesteps = graph, survival, timesteps
         self.vocab_size = graph.vocab_size
+        self.loss_reads = self.step_reads = graph.mask_id
         self.sigma_1 = survival.sigma(torch.ones((), dtype=torch.float64))
         if not self.sigma_1 <= MAX_SIGMA:
             raise DiffusionError(f"--sigma_max {self.sigma_1:g} is too much for SEDD: expected at most {MAX_SIGMA:g}")
@@ -143,11 +145,13 @@ class ScoreEntropyProcess:
         t = self.times((u - share).clamp(min=0) / (1 - share), self.timesteps)
         move = self.graph.bound_move_chance(self._noise(t), self.sigma_1)
         xt = torch.where(free, self.graph.corrupt(x0, move, generator), x0)
-        log_score = predict(xt, t).double()
+        at = Positions.where(free if self.loss_reads is None else free & (xt == self.loss_reads))
+        log_score = predict(xt, t, at).double()
+        x0, xt, t, is_last = at.of(x0), at.of(xt), at.times(t), at.times(is_last)
         nats = (1 - TIME_MIN) / (1 - share) * self.integrand(log_score, x0, xt, t)
         last = self.reverse(log_score[is_last], xt[is_last], t[is_last], torch.zeros_like(t[is_last]))
         nats[is_last] = -last.gather(-1, x0[is_last].unsqueeze(-1)).squeeze(-1).log() / share
-        return torch.where(free, nats + self.graph.prior_kl(self.sigma_1), 0.0)
+        return torch.where(free, at.spread(nats) + self.graph.prior_kl(self.sigma_1), 0.0)
 
     def _noise(self, t: Tensor) -> Tensor:
         return self.survival.sigma(t.double().clamp(min=TIME_MIN))

@@ -133,6 +133,8 @@ class SpindleProcess:
     and sampling those of the likeliest tokens, as the released code does; such a process bounds no likelihood.
     """
 
+    loss_reads = None  # the hybrid loss is of seen tokens too
+
     def __init__(
         self,
         vocab_size: int,
@@ -145,6 +147,7 @@ class SpindleProcess:
     ):
         self.vocab_size = vocab_size
         self.mask_id = mask_id
+        self.step_reads = mask_id if deviation.has_likelihood else None  # else a step guesses the whole sentence
         self.deviation = deviation
         self.spindle_lambda = spindle_lambda
         self.hybrid_weight = hybrid_weight
@@ -193,7 +196,7 @@ class SpindleProcess:
 
     def alpha(self, x0: Tensor, t: Tensor) -> Tensor:
         """Chance [B, L] that each token of x0 is still itself at t; never rises with t."""
-        return 1 - _of(x0, self._move_chance(x0, t), self.vocab_size)
+        return 1 - _move_chance(_of(x0, self._bend(x0), self.vocab_size), t[:, None])
 
     def corrupt(self, x0: Tensor, t: Tensor, generator: Randomness) -> Tensor:
         """x0 [B, L] with each token masked at chance 1 - alpha(t)."""
@@ -207,7 +210,7 @@ class SpindleProcess:
     def reverse(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p(x_s | x_t) [B, L, V] for any s < t: from a mask to v with chance p_v times that v leaves the mask."""
         p = x0_hat.double().softmax(-1)
-        stays = self._stays(self._guess(x0_hat, xt), t, s)
+        stays = _stays(self._bend(self._guess(x0_hat, xt)), t[:, None, None], s[:, None, None])
         probs = p * (1 - stays)
         probs[..., self.mask_id] = (p * stays).sum(-1)
         return carried_over(probs, xt, self.mask_id)
@@ -215,17 +218,18 @@ class SpindleProcess:
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
         """x_s [B, L] drawn from `reverse`: a token first, then whether it shows; no mask is left at s = 0."""
         leave, token = (uniform(xt.shape, generator, xt.device, torch.float64) for _ in range(2))
-        stays = self._stays(self._guess(x0_hat, xt), t, s)
-        may_leave = (xt == self.mask_id) & (leave >= stays.amin(-1))  # where no token would show, none is drawn
+        bend, t, s = self._bend(self._guess(x0_hat, xt)), t[:, None], s[:, None]
+        # None is drawn where none would show, not even that of the largest bend, which is least likely to stay hidden.
+        may_leave = (xt == self.mask_id) & (leave >= _stays(bend.amax(-1), t, s))
         drawn = xt.masked_scatter(may_leave, sample_categorical(x0_hat[may_leave].double().exp(), token[may_leave]))
-        return torch.where(may_leave & (leave >= _of(drawn, stays, self.vocab_size)), drawn, xt)
+        return torch.where(may_leave & (leave >= _stays(_of(drawn, bend, self.vocab_size), t, s)), drawn, xt)
 
     def divergence(self, x0_hat: Tensor, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) [B, L] in nats for s < t; at s = 0 it is -log p(x0) at masks.
 
         With r_v the chance that a mask hiding v leaves: -r_v log p_v + (1 - r_v) log[(1 - r_v) / sum_u p_u (1 - r_u)].
         """
-        all_stay = self._stays(x0, t, s)
+        all_stay = _stays(self._bend(x0), t[:, None, None], s[:, None, None])
         stays = _of(x0, all_stay, self.vocab_size)
         # The sum is 1 - r_v plus this difference of small numbers, which single precision would lose against 1.
         more = (1 - stays) - (x0_hat.exp() * (1 - all_stay).to(x0_hat.dtype)).sum(-1)
@@ -264,16 +268,24 @@ class SpindleProcess:
         """x_t [B, L] with the likeliest token at each mask."""
         return torch.where(xt == self.mask_id, x0_hat.argmax(-1), xt)
 
-    def _move_chance(self, text: Tensor, t: Tensor) -> Tensor:
-        """1 - alpha(t) of every token at every position of a text, float64: broadcasts to [B, L, V]."""
-        t = t.double()[:, None, None]
+    def _bend(self, text: Tensor) -> Tensor:
+        """lambda d of every token at every position of a text: broadcasts to [B, L, V]."""
         # Information has no bound for frequent tokens among rare ones: they get the steepest alpha that never rises.
-        bend = (self.spindle_lambda * self.deviation(text)).clamp(-STEEPEST, STEEPEST)
-        return t - bend * torch.sin(math.pi * t)
+        return (self.spindle_lambda * self.deviation(text)).clamp(-STEEPEST, STEEPEST)
 
-    def _stays(self, text: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Chance that a mask at t is still one at s, by what it hides, shaped as `_move_chance`; 0 at s = 0."""
-        return (self._move_chance(text, s) / self._move_chance(text, t)).clamp(max=1)  # where alpha is level: rounding
+
+# Of tokens by their bend, lambda d, in float64; t and s are shaped to go with it.
+
+
+def _move_chance(bend: Tensor, t: Tensor) -> Tensor:
+    """1 - alpha(t)."""
+    t = t.double()
+    return t - bend * torch.sin(math.pi * t)
+
+
+def _stays(bend: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Chance that a mask at t is still one at s; falls as the bend grows, and is 0 at s = 0."""
+    return (_move_chance(bend, s) / _move_chance(bend, t)).clamp(max=1)  # where alpha is level: rounding
 
 
 def _of(ids: Tensor, values: Tensor, vocab_size: int) -> Tensor:

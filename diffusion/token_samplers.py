@@ -12,8 +12,9 @@ from diffusion.autoregressive import ERASED, AutoregressiveProcess
 from diffusion.categorical import sample_categorical
 from diffusion.guidance import Predictor
 from diffusion.masked import MaskedProcess
+from diffusion.positions import Positions
 from diffusion.randomness import Randomness, uniform
-from diffusion.samplers import OnStep, walk
+from diffusion.samplers import OnStep, stepped, walk
 from diffusion.score_entropy import ScoreEntropyProcess
 
 
@@ -26,20 +27,20 @@ def sample_ddpm_cache(
     generator: Randomness,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Ancestral sampling that asks the network only about rows that changed (Sahoo et al. 2024, section 4.2).
+    """Ancestral sampling that asks the network only about rows that change, and in them only about masks that go.
 
-    The same samples as `sample_ancestral`, for a denoiser that is not told the time.
+    The same samples as `sample_ancestral`. Sahoo et al. 2024 (section 4.2) keep what the network said until a text
+    changes; that a step chooses the masks that go before anything is asked needs nothing kept.
     """
-    x0_hat, changed = None, torch.arange(len(x), device=x.device)
 
     def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        nonlocal x0_hat, changed
-        if len(changed):
-            fresh = predict_x0.rows(changed)(x[changed], t[changed])
-            x0_hat = fresh if x0_hat is None else x0_hat.index_copy(0, changed, fresh)
-        xs = process.step(x0_hat, x, t, s, generator)
-        changed = (xs != x).any(1).nonzero().squeeze(1)
-        return xs
+        now, token = process.leaving(x, t, s, generator)
+        rows = now.any(1).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return x
+        at = Positions.where(now[rows])
+        x0_hat = predict_x0.rows(rows)(x[rows], t[rows], at)
+        return x.masked_scatter(now, sample_categorical(x0_hat.double().exp(), at.of(token[rows])))
 
     return walk(step, x, times, on_step)
 
@@ -67,11 +68,12 @@ def sample_first_hitting(
     for i in range(1, total + 1):
         move, position = hit.max(1)
         rows = (move >= 0).nonzero().squeeze(1)
-        at = rows, position[rows]
-        log_p = predict_x0.rows(rows)(x[rows], process.survival.time_of_move_chance(move[rows]))
-        own = log_p[torch.arange(len(rows), device=x.device), position[rows]]
-        x = x.index_put(at, sample_categorical(own.double().exp(), token[at]))
-        hit[at] = -1.0
+        chosen = rows, position[rows]
+        xt, t = x[rows], process.survival.time_of_move_chance(move[rows])
+        at = Positions(xt.shape, torch.arange(len(rows), device=x.device) * x.shape[1] + position[rows])
+        log_p = predict_x0.rows(rows)(xt, t, at).squeeze(1)
+        x = x.index_put(chosen, sample_categorical(log_p.double().exp(), token[chosen]))
+        hit[chosen] = -1.0
         if on_step is not None:
             on_step(i, total, x)
     return x
@@ -90,7 +92,7 @@ def sample_euler(
 
     def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         own = process.euler_step if s[0] > 0 else process.step  # Euler may leave masks and noise behind at t = 0
-        return own(predict_x0(x, t), x, t, s, generator)
+        return stepped(own, process, predict_x0, x, t, s, generator)
 
     return walk(step, x, times, on_step)
 

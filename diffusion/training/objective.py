@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.positions import Positions
 from diffusion.process import Process, mean_over_valid, sum_over_mean_length
 from diffusion.randomness import stratified, uniform
 
@@ -79,9 +81,14 @@ class Objective:
         if label is not None and denoiser.training:
             label = label.masked_fill(uniform((B,), generator, device) < self.class_unconditional_prob, -1)
         x0_prev = self._previous_estimate(denoiser, xt, t, batch.valid, label, host or generator)
-        output = denoiser(xt, t, batch.valid, x0_prev=x0_prev, label=label)
+        predict = partial(denoiser, xt, t, batch.valid, x0_prev=x0_prev, label=label)
+        if self.process.loss_reads is None:
+            loss = self.process.loss(predict(), batch.x0, xt, t)
+        else:
+            at = Positions.where(batch.free & (xt == self.process.loss_reads))
+            loss = at.spread(self.process.loss(predict(at=at), at.of(batch.x0), at.of(xt), at.times(t)))
         reduce = sum_over_mean_length if self.token_mean else mean_over_valid
-        return reduce(self.process.loss(output, batch.x0, xt, t), batch.free)
+        return reduce(loss, batch.free)
 
     @torch.no_grad()
     def _previous_estimate(self, denoiser, xt, t, valid, label, host) -> Tensor | None:

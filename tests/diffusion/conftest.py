@@ -23,7 +23,8 @@ from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.graphs import AbsorbingGraph, UniformGraph, transition_into
 from diffusion.interpolating import InterpolatingProcess
 from diffusion.masked import D3PMProcess, MaskedProcess
-from diffusion.process import TokenProcess
+from diffusion.positions import Positions
+from diffusion.process import Predict, TokenProcess
 from diffusion.score_entropy import ScoreEntropyProcess
 from diffusion.spindle import SpindleProcess, TypeDeviation
 from diffusion.survival import geometric, loglinear
@@ -46,6 +47,16 @@ def randn(generator):
 
 
 # Networks
+
+
+@pytest.fixture(scope="session")
+def predictor():
+    """A predictor for samplers and bounds out of a function (xt, t) that answers for all positions."""
+
+    def make(function: Callable[[Tensor, Tensor], Tensor]) -> Predict:
+        return lambda xt, t, at=None: function(xt, t) if at is None else at.of(function(xt, t))
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -180,10 +191,11 @@ class Ideal:
     answer: Callable[["Ideal", Tensor, Tensor, Tensor], Tensor]  # (self, seen, xt, t) -> what `denoised` would give
     clamped: tuple[bool, bool] = (False, False)
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
         seen = torch.stack([self.chance(torch.full_like(xt, v), xt, t) for v in range(3)], dim=-1)
         known = one_hot(xt.clamp(0, 2), 3).double()
-        return self.answer(self, torch.where(torch.tensor(self.clamped)[:, None], known, seen), xt, t)
+        answer = self.answer(self, torch.where(torch.tensor(self.clamped)[:, None], known, seen), xt, t)
+        return answer if at is None else at.of(answer)
 
     def rows(self, index: Tensor) -> "Ideal":
         return self

@@ -24,7 +24,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.self_condition, self.factor, self.dtype, self.calls = self_condition, factor, dtype, []
 
-    def forward(self, xt, t, valid, x0_prev=None, label=None):
+    def forward(self, xt, t, valid, x0_prev=None, label=None, at=None):
         self.calls.append({"xt": xt, "t": t, "valid": valid, "x0_prev": x0_prev, "label": label})
         return (self.factor * xt).to(self.dtype)
 
@@ -103,7 +103,7 @@ def test_token_logits_stay_as_the_trunk_gave_them():
     class Logits(nn.Module):
         self_condition = False
 
-        def forward(self, xt, t, valid, x0_prev=None, label=None):
+        def forward(self, xt, t, valid, x0_prev=None, label=None, at=None):
             return torch.zeros(*xt.shape, 4, dtype=torch.bfloat16)
 
     log_p = Prediction(D3PMProcess(4, 3), Logits(), VALID)(torch.zeros(B, L).long(), torch.ones(B))
@@ -119,8 +119,8 @@ class Fixed:
     def __init__(self, log_p):
         self.log_p = log_p
 
-    def __call__(self, xt, t):
-        return self.log_p
+    def __call__(self, xt, t, at=None):
+        return self.log_p if at is None else at.of(self.log_p)
 
     def rows(self, index):
         return Fixed(self.log_p[index])
@@ -275,9 +275,9 @@ def test_given_tokens_reach_the_network_bit_by_bit_and_the_rest_follows_from_the
     free, inputs, seen = torch.tensor([False, True]).expand(n, 2), [], []
 
     class Watched(type(exact)):
-        def __call__(self, xt, t):
+        def __call__(self, xt, t, at=None):
             inputs.append(xt)
-            return super().__call__(xt, t)
+            return super().__call__(xt, t, at)
 
     watched = Watched(**vars(exact))
     predict_x0 = Clamped(watched, known, free)

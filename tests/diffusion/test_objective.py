@@ -132,16 +132,16 @@ def test_stratified_times_are_one_from_each_bin_in_random_order():
 
 
 class Tokens(nn.Module):
-    """Random logits [B, L, V] with a gradient; keeps every call with its output."""
+    """Random logits [B, L, V] with a gradient, or those of some positions; keeps every call with the output of all."""
 
     def __init__(self, vocab_size: int):
         super().__init__()
         self.vocab_size, self.calls = vocab_size, []
 
-    def forward(self, xt, t, valid, x0_prev=None, label=None):
+    def forward(self, xt, t, valid, x0_prev=None, label=None, at=None):
         output = randn(*xt.shape, self.vocab_size, seed=len(self.calls)).requires_grad_()
         self.calls.append({"xt": xt, "t": t, "valid": valid, "output": output})
-        return output
+        return output if at is None else at.of(output)
 
 
 @pytest.mark.parametrize("token_mean", [False, True])

@@ -353,6 +353,8 @@ def test_a_sample_does_not_depend_on_its_batch_or_padding_or_global_state(name, 
 
 def test_ancestral_asks_nothing_of_a_process_but_its_step(generator):
     class Countdown:
+        step_reads = None
+
         def step(self, x0_hat, xt, t, s, generator):
             return xt + torch.stack([t, s], dim=1).round(decimals=3) * x0_hat
 

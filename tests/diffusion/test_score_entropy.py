@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import HfArgumentParser
 
 from diffusion.graphs import AbsorbingGraph, UniformGraph, log_odds, staggered, transition_into
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError, TokenProcess
 from diffusion.randomness import SampleGenerators, sample_seeds
 from diffusion.samplers import sample_ancestral, walk
@@ -221,13 +222,13 @@ def test_a_normalised_absorbing_score_has_the_loss_of_masked_diffusion(schedule)
         assert_equal(weight, 1 / t[:, None])
 
 
-def test_output_zero_is_a_uniform_guess():
+def test_output_zero_is_a_uniform_guess(predictor):
     p, t, count = process(n=5), torch.tensor([0.1, 0.9], dtype=torch.float64), 4000
     x0, masks = torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 3), 5)
     assert_equal(p.loss(torch.zeros(2, 3, 6, dtype=torch.float64), x0, masks, t), math.log(5) / t[:, None])
     p, x0 = process("absorb", "geometric", n=5), torch.zeros(count, 50, dtype=torch.int64)
     u = (torch.arange(count) + 0.5) / count
-    zero = lambda xt, t: p.denoised(torch.zeros(*xt.shape, 6), xt, t)  # noqa: E731
+    zero = predictor(lambda xt, t: p.denoised(torch.zeros(*xt.shape, 6), xt, t))
     nats = p.bound(zero, x0, torch.ones_like(x0, dtype=torch.bool), u, generator()).mean().item()
     assert nats == pytest.approx(math.log(5), rel=0.02)
 
@@ -276,11 +277,12 @@ class ExactScores:
         first, second = (K if free else torch.eye(K.shape[-1], dtype=K.dtype) for free in self.free)
         return first @ self.data @ second.mT
 
-    def __call__(self, xt: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, xt: torch.Tensor, t: torch.Tensor, at: Positions | None = None) -> torch.Tensor:
         times, row = t.unique(return_inverse=True)
         q, b = self.joint(times)[row], torch.arange(len(t))
         change = torch.stack([q[b, :, xt[:, 1]], q[b, xt[:, 0], :]], dim=1)
-        return change.log() - q[b, xt[:, 0], xt[:, 1]].log()[:, None, None]
+        log_score = change.log() - q[b, xt[:, 0], xt[:, 1]].log()[:, None, None]
+        return log_score if at is None else at.of(log_score)
 
 
 def bound_terms(toy, p: ScoreEntropyProcess, nodes: int = 100):
@@ -360,7 +362,7 @@ def test_a_uniform_schedule_that_ends_early_pays_for_its_prior(toy):
     assert gap > 1e-3
 
 
-def test_the_prior_is_paid_at_every_draw_of_the_bound():
+def test_the_prior_is_paid_at_every_draw_of_the_bound(predictor):
     """Where scores are those of x0 itself, nothing else is to be paid before the last step."""
     p, x0 = ScoreEntropyProcess(UniformGraph(3), linear(1e-4, 1.5)), torch.randint(3, (6, 4), generator=generator())
 
@@ -368,7 +370,7 @@ def test_the_prior_is_paid_at_every_draw_of_the_bound():
         chance = transition_matrix(p.graph, p.sigma(t)).mT[torch.arange(6)[:, None], x0]  # [B, L, x_t]
         return (chance / chance.gather(-1, xt[..., None])).log()
 
-    nats = p.bound(certain, x0, x0 > 0, torch.linspace(0.06, 0.99, 6), generator(1))
+    nats = p.bound(predictor(certain), x0, x0 > 0, torch.linspace(0.06, 0.99, 6), generator(1))
     q = torch.tensor([math.exp(-1.5), 0, 0], dtype=torch.float64) + (1 - math.exp(-1.5)) / 3
     assert_equal(nats, torch.where(x0 > 0, (q * (3 * q).log()).sum(), 0.0))
 
@@ -399,9 +401,9 @@ def test_clamped_positions_are_given_and_cost_nothing(toy, name, schedule):
     x0, free = toy.texts.repeat(count, 1), torch.tensor([False, True]).expand(9 * count, 2)
     seen = []
 
-    def predict(xt, t):
+    def predict(xt, t, at):
         seen.append(xt)
-        return ExactScores(toy, p, free=(False, True))(xt, t)
+        return ExactScores(toy, p, free=(False, True))(xt, t, at)
 
     nats = p.bound(predict, x0, free, torch.rand(9 * count, generator=generator()), generator(1))
     assert (nats[:, 0] == 0).all() and torch.equal(seen[0][:, 0], x0[:, 0]) and len(seen) == 1
@@ -411,10 +413,10 @@ def test_clamped_positions_are_given_and_cost_nothing(toy, name, schedule):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_the_bound_is_finite_where_a_score_rules_the_truth_out(name):
+def test_the_bound_is_finite_where_a_score_rules_the_truth_out(name, predictor):
     p, x0 = process(name, "geometric"), torch.zeros(40, 3, dtype=torch.int64)
     wrong = torch.tensor([-60.0, 60.0, 0.0, 0.0])[: p.vocab_size]
-    sure = lambda xt, t: p.denoised(wrong.expand(*xt.shape, -1), xt, t)  # noqa: E731
+    sure = predictor(lambda xt, t: p.denoised(wrong.expand(*xt.shape, -1), xt, t))
     nats = p.bound(sure, x0, x0 == 0, torch.linspace(0, 0.99, 40), generator())
     assert nats.isfinite().all() and nats.mean() > 10
 
@@ -531,7 +533,7 @@ def test_wrong_options_are_refused_in_one_line():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_gpu_gives_the_cpu_result(name):
+def test_a_gpu_gives_the_cpu_result(name, predictor):
     results = []
     for device in ("cpu", "cuda"):
         p, g = process(name, "geometric"), SampleGenerators(sample_seeds(0, 0, 3))
@@ -540,7 +542,7 @@ def test_a_gpu_gives_the_cpu_result(name):
         xt = p.corrupt(x0, t, g)
         log_score = p.denoised(output, xt, t)
         xs = p.step(log_score, xt, t, t / 2, g), p.euler_step(log_score, xt, t, 0 * t, g), p.prior((3, 2), g, device)
-        predict = lambda xt, t, p=p, output=output: p.denoised(output, xt, t)  # noqa: E731
+        predict = predictor(lambda xt, t, p=p, output=output: p.denoised(output, xt, t))
         nats = p.bound(predict, x0, x0 >= 0, t * 0.4, g), p.loss(output, x0, xt, t)
         assert {x.device.type for x in (*xs, *nats)} == {device}
         results.append(torch.cat([x.cpu().double().flatten() for x in (*xs, *nats)]))

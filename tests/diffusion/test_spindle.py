@@ -19,6 +19,7 @@ from diffusion.spindle import (
     SpindleOptions,
     SpindleProcess,
     TypeDeviation,
+    _stays,
     frequency_deviation,
     frequency_scores,
     information,
@@ -542,23 +543,38 @@ def test_a_schedule_that_depends_on_the_text_bounds_no_likelihood(spindle):
 
 
 @pytest.mark.parametrize("steps", [64, 16])
-def test_samples_follow_the_distribution(toy, steps):
+def test_samples_follow_the_distribution(toy, steps, predictor):
     process, n = on_toy(toy, 0.3, 64), 20_000
-    predict = exact_denoiser(toy, process)
+    exact, forgetful = predictor(exact_denoiser(toy, process)), predictor(lambda xt, t: toy.log_masked_posterior(xt))
     start = process.prior((n, 2), generator())
-    x = sample_ancestral(process, predict, start, process.grid(steps), generator=generator())
+    x = sample_ancestral(process, exact, start, process.grid(steps), generator=generator())
     assert toy.p_value(x) > 1e-3
     # A denoiser that forgets what masks tell would not pass.
-    x = sample_ancestral(
-        process, lambda xt, t: toy.log_masked_posterior(xt), start, process.grid(steps), generator=generator()
-    )
+    x = sample_ancestral(process, forgetful, start, process.grid(steps), generator=generator())
     assert toy.p_value(x) < 1e-3
 
 
 @pytest.mark.parametrize("spindle", SPINDLES)
-def test_every_schedule_samples_texts_without_masks(spindle):
+def test_a_step_asks_about_masks_alone_unless_it_guesses_the_sentence(spindle):
     process = make(spindle)
-    x = sample_ancestral(
-        process, lambda xt, t: log_p(), process.prior((4, 6), generator()), process.grid(8), generator=generator()
-    )
+    assert process.step_reads == (None if spindle in ("frequency", "information") else MASK)
+    assert process.loss_reads is None
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+@pytest.mark.parametrize("spindle_lambda", [0.3, 1 / math.pi])
+def test_no_token_stays_hidden_less_than_that_of_the_largest_bend(spindle, spindle_lambda):
+    """So that `step` need not look at all of them to know that none will show."""
+    bend = make(spindle, spindle_lambda)._bend(SENTENCES).expand(4, 6, V)
+    for t, s in product(torch.linspace(0.01, 1, 30).double(), torch.linspace(0, 0.99, 30).double()):
+        if s < t:
+            every, least = (_stays(each, t, s) for each in (bend, bend.amax(-1)))
+            torch.testing.assert_close(every.amin(-1), least, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_every_schedule_samples_texts_without_masks(spindle, predictor):
+    process, predict = make(spindle), predictor(lambda xt, t: log_p())
+    start = process.prior((4, 6), generator())
+    x = sample_ancestral(process, predict, start, process.grid(8), generator=generator())
     assert ((x >= 0) & (x < MASK)).all()
