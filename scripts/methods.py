@@ -175,8 +175,6 @@ def check_flags(options: Options) -> None:
         raise UsageError(f"--compile: does not serve --method {name}, which samples with a growing cache; leave it out")
     if name == "sedd" and options.denoiser.time_input == "none":
         raise UsageError("--time_input none: the ratios that sedd predicts change with time; choose another")
-    if sampling.sampler == "ddpm_cache" and options.denoiser.chosen_time_input(method.time_input) != "none":
-        raise UsageError("--sampler ddpm_cache needs a network that is not told the time: use --time_input none")
     if options.run.mbr_candidates > 1 and not options.tokens.condition_on_source:
         raise UsageError("--mbr_candidates chooses among the texts of one source: use --condition_on_source")
     if options.method.bert_model is not None:

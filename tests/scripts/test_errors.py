@@ -113,7 +113,6 @@ TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_
         TRAIN + "--method ar --T_schedule linear": "--method ar has no noise and no time: leave out --T_schedule",
         TRAIN + "--method ar --lengths modelled": "--method ar ends a text by itself: leave out --lengths modelled",
         TRAIN + "--method sedd --time_input none": "--time_input none: the ratios that sedd predicts change with time",
-        TRAIN + "--method mdlm --sampler ddpm_cache --time_input input": "--sampler ddpm_cache needs a network",
         TRAIN + "--method mdlm --sigma_max 9": "--sigma_max do not apply to the loglinear schedule",
         TRAIN + "--method sedd --noise_schedule linear --sigma_max 50": "--sigma_max 50 is too much for SEDD",
         TRAIN + "--method mdlm --condition_on_source": "--condition_on_source: texts of 'demo' have no source",
