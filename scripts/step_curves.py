@@ -1,6 +1,6 @@
 """Quality against sampling steps: samples of a trained run by several samplers and numbers of steps, scored alike.
 
-    python -m scripts.step_curves --resume_dir RUN --cells ddim:250 ddim:25 dpmpp:25 q:25 [--num_samples 1000]
+    python -m scripts.step_curves --resume_dir RUN --cells ddim:250 ddim:25 ancestral:25:0.5 [--num_samples 1000]
 
 A cell that was scored before, with the same samples, is not made again: a call that was cut short goes on.
 """
@@ -8,6 +8,7 @@ A cell that was scored before, with the same samples, is not made again: a call 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,9 @@ class CurveOptions:
 
     _argument_group_name: ClassVar[str] = "curves"
 
-    cells: list[str] = field(default_factory=list, metadata={"help": "what to sample with, each SAMPLER:STEPS"})
+    cells: list[str] = field(
+        default_factory=list, metadata={"help": "what to sample with, each SAMPLER:STEPS or SAMPLER:STEPS:GRID_POWER"}
+    )
     strategy: str | None = field(default=None, metadata={"help": "how latents are decoded: beam (default) or nucleus"})
     seeds: list[int] = field(default_factory=lambda: list(TEST_SEEDS), metadata={"help": "seeds of each cell"})
 
@@ -41,18 +44,18 @@ class CurveOptions:
         if not self.cells:
             raise UsageError("expected --cells, each SAMPLER:STEPS such as ddim:50")
         for cell in self.cells:
-            sampler, _, steps = cell.partition(":")
-            if not (sampler and steps.isdecimal()):
-                raise UsageError(f"--cells {cell!r}: expected SAMPLER:STEPS such as ddim:50")
+            if not re.fullmatch(r"[a-z_]+:[0-9]+(:[0-9]*\.?[0-9]+)?", cell):
+                raise UsageError(f"--cells {cell!r}: expected SAMPLER:STEPS such as ddim:50, or ddim:50:0.5")
 
 
 def with_cell(system: System, cell: str) -> System:
     """The same run sampled in another way; UsageError or DiffusionError for one that the method does not have."""
-    name, _, steps = cell.partition(":")
-    method = system.options.method.method
+    name, steps, *power = cell.split(":")
+    method, usual = system.options.method.method, system.options.sampling
     if name not in METHODS[method].samplers:
         raise UsageError(f"--cells {cell}: --method {method} has the samplers {', '.join(METHODS[method].samplers)}")
-    sampling = replace(system.options.sampling, sampler=name, sampling_timesteps=int(steps))
+    grid_power = float(*power) if power else usual.grid_power
+    sampling = replace(usual, sampler=name, sampling_timesteps=int(steps), grid_power=grid_power)
     chosen = replace(system, options=replace(system.options, sampling=sampling))
     _ = chosen.times  # refuses a number of steps that the process cannot take
     return chosen
@@ -60,7 +63,9 @@ def with_cell(system: System, cell: str) -> System:
 
 def score_cell(system: System, chosen: System, seed: int, strategy: str, folder: Path) -> dict[str, Scores]:
     """The rows of a cell under one seed, from `folder` where it holds them already."""
-    asked = {"sampling": vars(chosen.options.sampling), "samples": system.options.run.num_samples, "strategy": strategy}
+    options = chosen.options
+    asked = {"strategy": strategy, "samples": options.run.num_samples}
+    asked |= {"sampling": vars(options.sampling), "metrics": vars(options.metrics)}
     made = folder / "cell.json"
     if made.is_file():
         found = json.loads(made.read_text(encoding="utf-8"))

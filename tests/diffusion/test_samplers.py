@@ -371,6 +371,7 @@ def test_command_line_defaults():
     assert asdict(options) == {
         "sampler": "default",
         "sampling_timesteps": 250,
+        "grid_power": 1.0,
         "ddim_sampling_eta": 1.0,
         "q_sampling_from": 0.4,
         "early_stop": 0.0,
