@@ -172,8 +172,8 @@ class SamplingOptions:
         default="default",
         metadata={
             "help": "How noise is turned into data. latent: ddim (default), ancestral, dpmpp (DPM-Solver++ 2M), q "
-            "(q-sampling); tokens: ancestral (default), for mdlm also ddpm_cache and first_hitting, for sedd euler; "
-            "ar: left_to_right."
+            "(q-sampling); tokens: ancestral (default), for mdlm ddpm_cache (default: the same texts sooner) and "
+            "first_hitting, for sedd euler; ar: left_to_right."
         },
     )
     sampling_timesteps: int = field(

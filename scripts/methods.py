@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
             timesteps=o.gaussian.timesteps,
             importance_sampling=o.masked.importance_sampling,
         ),
-        samplers=_ancestral(ddpm_cache=sample_ddpm_cache, first_hitting=sample_first_hitting),
+        samplers={"ddpm_cache": sample_ddpm_cache, **_ancestral(first_hitting=sample_first_hitting)},
         groups=("survival", "masked"),
         time_input="none",
     ),

@@ -145,6 +145,7 @@ def test_every_window_is_written_in_sight_of_the_text_before_it(run_dir, loaded,
         written_next = system.denoiser.next
         monkeypatch.setattr(system.denoiser, "next", lambda x, *more: seen.append(x) or written_next(x, *more))
     else:
+        system = loaded(run_dir, "--sampler", "ancestral")  # which shows every text to the network at every step
         system.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     text = torch.tensor(sample_long(system, 2, 42, stride=5, strides=2).ids)
     each, kept = len(seen) // 3, 24 - 5
