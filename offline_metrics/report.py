@@ -49,7 +49,7 @@ def table(
     footnotes = [ERROR_LEGEND] if spread & set(LIKELIHOOD) else []
     footnotes += [SPREAD_LEGEND] if spread - set(LIKELIHOOD) else []
     footnotes += [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n\n".join(["\n".join(_aligned(lines)), *footnotes]) + "\n"
+    return "\n\n".join(["\n".join(aligned(lines)), *footnotes]) + "\n"
 
 
 def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
@@ -74,6 +74,18 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
         else:
             result.add({name: fmean(values), name + SPREAD: stdev(values)}, "")
     return Scores({**result, "runs": float(len(rows))}, result.notes)
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """A Markdown table, its header first: columns of equal width, the first to the left, the numbers to the right."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    printed = [
+        [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        for first, *rest in lines
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return [f"| {' | '.join(line)} |" for line in [printed[0], rule, *printed[1:]]]
 
 
 def write_json(path: str | Path, payload: Any) -> None:
@@ -111,18 +123,6 @@ def _cell(row: Mapping[str, float], name: str, info: MetricInfo, reasons: list[s
         return f"{NO_VALUE} [{reasons.index(reason) + 1}]"
     spread = row.get(name + SPREAD, nan)
     return format(value, info.format) + ("" if isnan(spread) else f" ± {format(spread, info.format)}")
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    """Markdown rows with columns of equal width, the first to the left and the numbers to the right."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    printed = [
-        [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-        for first, *rest in lines
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return [f"| {' | '.join(line)} |" for line in [printed[0], rule, *printed[1:]]]
 
 
 def _notes(row: Mapping[str, float]) -> Mapping[str, str]:

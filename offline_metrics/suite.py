@@ -6,6 +6,7 @@ is dropped in silence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
@@ -35,6 +36,10 @@ PERPLEXITY_KEYS = {
     "texts_over_context": "texts_over_context",
     "tokens": "tokens",
 }
+
+
+# Entered around each part of scoring, with its name.
+Stage = Callable[[str], AbstractContextManager]
 
 
 @dataclass
@@ -127,6 +132,7 @@ class MetricSuite:
         extra: Mapping[str, Callable[[list[str]], float]] | None = None,
         seed: int = 0,
         store: ResultStore | None = None,
+        stage: Stage = lambda name: nullcontext(),
     ) -> None:
         self.options = options
         self.scorer = scorer
@@ -136,7 +142,7 @@ class MetricSuite:
         self.extra = dict(extra or {})
         if taken := sorted(self.extra.keys() & (METRICS.keys() | COUNTS)):
             raise MetricError(f"extra metric {taken[0]!r}: the name is taken by a built-in metric; choose another")
-        self.store = store or ResultStore()
+        self.store, self.stage = store or ResultStore(), stage
         order = torch.randperm(len(train_texts), generator=torch.Generator().manual_seed(seed)).tolist()
         self._reference = self._features_of(reference_texts, self.store)
         # Two draws from the two ends of one permutation: disjoint up to half the training texts each.
@@ -160,8 +166,9 @@ class MetricSuite:
             against_training = self._train, self._other_train, min(len(texts), len(self._train) // 2)
             if self.feature_model is not None:
                 # Also for a row that is in the store: rounding depends on where an earlier reading of texts ended.
-                for features in (self._train, self._reference):
-                    features.first(against_references[-1])
+                with self.stage("MAUVE features"):
+                    for features in (self._train, self._reference):
+                        features.first(against_references[-1])
             models = [model and model.fingerprint for model in (self.scorer, self.feature_model)]
             row = self.store.arrays(
                 "human_row",
@@ -187,20 +194,26 @@ class MetricSuite:
     ) -> Scores:
         row = Scores()
         row.add({"texts": len(texts), "empty_texts": sum(not text.strip() for text in texts)}, "")
-        self._add_perplexity(row, texts)
-        row.add({"unigram_entropy": unigram_entropy(texts)["unigram_entropy"]}, "there are no texts")
+        with self.stage("perplexity"):
+            self._add_perplexity(row, texts)
+        with self.stage("entropy"):
+            row.add({"unigram_entropy": unigram_entropy(texts)["unigram_entropy"]}, "there are no texts")
         self._add_mauve(row, "mauve", *against_references)
         self._add_mauve(row, "mauve_train", *against_training)
-        row.add(diversity(texts), "no text is long enough to hold such an n-gram")
-        self._add_memorization(row, texts)
-        words = word_count(texts)
+        with self.stage("diversity"):
+            row.add(diversity(texts), "no text is long enough to hold such an n-gram")
+        with self.stage("memorization"):
+            self._add_memorization(row, texts)
+        with self.stage("words"):
+            words = word_count(texts)
         row.add(words | {"mean_words": words["total_words"] / len(texts) if texts else nan}, "there are no texts")
         return row
 
     def _with_extra(self, row: Scores, texts: list[str]) -> Scores:
         # Apart from the rest, because a function has no checksum to store its numbers by.
         for name, metric in self.extra.items():
-            row.add({name: metric(texts)}, f"{name} is not defined for these texts")
+            with self.stage(name):
+                row.add({name: metric(texts)}, f"{name} is not defined for these texts")
         return row
 
     def _add_perplexity(self, row: Scores, texts: list[str]) -> None:
@@ -217,7 +230,10 @@ class MetricSuite:
         else:
             seeds = range(SEEDS[0], SEEDS[0] + self.options.mauve_seeds)
             scaling_factor = self.options.mauve_scaling_factor
-            found = mauve_score(left.first(count), right.first(count), seeds, scaling_factor)
+            with self.stage("MAUVE features"):
+                p, q = left.first(count), right.first(count)
+            with self.stage("MAUVE"):
+                found = mauve_score(p, q, seeds, scaling_factor)
             reason = found["note"]
         kept = ("mauve", "mauve_std", "mauve_texts", "mauve_buckets")
         row.add({key.replace("mauve", name, 1): found[key] for key in kept}, reason)

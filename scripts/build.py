@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from scripts.bert import load_bert
 from scripts.console import note
 from scripts.demo_grammar import acceptance
 from scripts.errors import UsageError
+from scripts.hardware import compile_trunk, device
 from scripts.method_options import CHARACTERS
 from scripts.methods import METHODS, Method, check_flags, sampler_of
 from scripts.options import Options
@@ -125,10 +124,6 @@ def shuffled(texts: Sequence[str], seed: int) -> list[str]:
     """The texts in an order drawn from `seed`: files often keep like with like, and metrics read the first n."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
     return [texts[i] for i in order.tolist()]
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def metric_model_paths(options: Options) -> tuple[Path | None, Path | None]:
@@ -236,18 +231,8 @@ def build(options: Options, corpus: Corpus, space: Space) -> System:
         torch.manual_seed(options.training.random_seed)  # torch draws initial weights from the global generator
         denoiser = make_denoiser(options, corpus, space, process)
     if options.run.compile:
-        check_compiler()
-        denoiser.trunk.compile(dynamic=True)  # for every batch and length alike
+        compile_trunk(denoiser)
     return System(options, corpus, space, process, denoiser)
-
-
-def check_compiler() -> None:
-    """Raises UsageError where torch.compile would not find what it compiles with."""
-    if device().type == "cuda":
-        if find_spec("triton") is None:
-            raise UsageError("--compile: the package triton, which comes with CUDA builds of torch, is missing")
-    elif shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UsageError("--compile: no C++ compiler found; install g++ or name one in the variable CXX")
 
 
 def make_denoiser(options: Options, corpus: Corpus, space: Space, process: Process) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The command line: dataclasses parsed into one flat list of flags, and `args.json`, which remembers them for a run."""
+"""Every option of a run, in the dataclasses beside what they configure, and `args.json`, which remembers them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
-
-from transformers import HfArgumentParser
 
 from diffusion.denoiser import DenoiserOptions
 from diffusion.gaussian import GaussianOptions
@@ -26,43 +24,9 @@ from diffusion.training.options import TrainingOptions
 from latent_models.corpora import DataOptions
 from latent_models.seq2seq_codec import CodecOptions
 from offline_metrics.suite import MetricOptions
+from scripts.command_line import given_flags, parse
 from scripts.errors import UsageError
 from scripts.method_options import MethodOptions, TokenOptions
-
-# Flags that the reference system reads and then ignores; here they would be as dead, so they are refused.
-REFUSED = {
-    "amp": "it never had an effect; use --mixed_precision bf16 or fp16",
-    "corruption_prob": "it never had an effect; leave it out",
-}
-
-
-class OneLineParser(HfArgumentParser):
-    """An HfArgumentParser whose complaints are one line each and name the choices."""
-
-    def error(self, message: str):
-        raise UsageError(f"{message} (see --help)")
-
-
-def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple:
-    """Parses `argv` into one object per dataclass; a wrong value, an unknown or a shortened flag raises UsageError."""
-    summary = (description or "").split("\n\n")[0]
-    parser = OneLineParser(dataclass_types, description=summary, allow_abbrev=False)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    for flag in given_flags(argv) & REFUSED.keys():
-        raise UsageError(f"--{flag} is refused: {REFUSED[flag]}")
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        argv,
-        return_remaining_strings=True,
-        look_for_args_file=False,  # a file of flags lying beside the script must not change a run unseen
-    )
-    if unknown:
-        raise UsageError(f"unknown argument {unknown[0]!r}; expected the flags that --help lists")
-    return tuple(parsed)
-
-
-def given_flags(argv: Sequence[str]) -> set[str]:
-    """Names of the flags on a command line."""
-    return {token[2:].split("=")[0].replace("-", "_").removeprefix("no_") for token in argv if token.startswith("--")}
 
 
 @dataclass

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -43,9 +44,14 @@ class CurveOptions:
     def __post_init__(self):
         if not self.cells:
             raise UsageError("expected --cells, each SAMPLER:STEPS such as ddim:50")
-        for cell in self.cells:
-            if not re.fullmatch(r"[a-z_]+:[0-9]+(:[0-9]*\.?[0-9]+)?", cell):
-                raise UsageError(f"--cells {cell!r}: expected SAMPLER:STEPS such as ddim:50, or ddim:50:0.5")
+        check_cells(self.cells)
+
+
+def check_cells(cells: Sequence[str]) -> None:
+    """Raises UsageError for one that is not SAMPLER:STEPS or SAMPLER:STEPS:GRID_POWER."""
+    for cell in cells:
+        if not re.fullmatch(r"[a-z_]+:[0-9]+(:[0-9]*\.?[0-9]+)?", cell):
+            raise UsageError(f"--cells {cell!r}: expected SAMPLER:STEPS such as ddim:50, or ddim:50:0.5")
 
 
 def with_cell(system: System, cell: str) -> System:

@@ -154,7 +154,7 @@ class Trainer:
         """Trains up to `num_train_steps`: logs, saves, then evaluates on the way; logs and saves the last step."""
         options = self.options
         tracker = self.make_tracker(self.step) if self.accelerator.is_main_process else Trackers()
-        batches = self._batches()
+        batches = self.loader()
         bar = tqdm(
             total=options.num_train_steps,
             initial=self.step,
@@ -166,7 +166,7 @@ class Trainer:
         started, first = time.monotonic(), self.step
         while self.step < options.num_train_steps:
             T_k, rate = self.T_k, self.optimizer.param_groups[0]["lr"]
-            loss, grad_norm = self._update(batches, T_k)
+            loss, grad_norm = self.update(batches, T_k)
             self.losses.append(loss)
             self.step += 1
             bar.update()
@@ -192,7 +192,7 @@ class Trainer:
         bar.close()
         tracker.close()
 
-    def _update(self, batches, T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, batches: Iterator[Batch], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; the mean loss over its micro-batches and the norm of the gradient before clipping."""
         self.denoiser.train()
         micro = []
@@ -216,7 +216,7 @@ class Trainer:
             self.ema.update()
         return torch.stack(micro).mean(), grad_norm
 
-    def _batches(self) -> Iterator[Batch]:
+    def loader(self) -> Iterator[Batch]:
         """The rows of this process of the batches to come, on the CPU; `position` moves as they are used."""
         to_come = iter(replace(self.batches))
         if self.accelerator.device.type == "cpu":

@@ -328,7 +328,7 @@ def test_training_draws_from_the_annealed_range_and_validation_from_all_of_it(tm
     trainer = make(tmp_path, num_train_steps=40, train_batch_size=16, eval_batch_size=20, log_every=1, dropout=False,
                    save_and_sample_every=40, hook=lambda training, t: heard.append((training, t)))  # fmt: skip
     limits = []
-    update = trainer._update
+    update = trainer.update
 
     def counted(batches, T_k):
         start = len(heard)
@@ -336,7 +336,7 @@ def test_training_draws_from_the_annealed_range_and_validation_from_all_of_it(tm
         limits.append((T_k, max(t.max().item() for training, t in heard[start:] if training)))
         return result
 
-    trainer._update = counted
+    trainer.update = counted
     trainer.train()
     annealing = T_schedule("linear")
     assert [T_k for T_k, _ in limits] == [annealing(40, T, k) for k in range(40)]
@@ -400,7 +400,7 @@ def test_two_micro_batches_make_the_gradient_of_their_mean(tmp_path):
         loss = trainer.objective(trainer.denoiser.train(), batch, trainer.T_k, *draws.values()).mean() / 2
         (gradient,) = torch.autograd.grad(loss, trainer.denoiser.write.weight)
         expected += gradient
-    loss, grad_norm = trainer._update(trainer._batches(), trainer.T_k)
+    loss, grad_norm = trainer.update(trainer.loader(), trainer.T_k)
     moved = trainer.denoiser.write.weight.detach() - before
     torch.testing.assert_close(moved, -1e-3 * expected.sign())
     assert trainer.batches.position == 2
@@ -410,7 +410,7 @@ def test_two_micro_batches_make_the_gradient_of_their_mean(tmp_path):
 def test_gradients_are_clipped_and_their_norm_is_logged_before(tmp_path):
     trainer = make(tmp_path, warmup=0)
     trainer.max_grad_norm = 1e-3
-    _, grad_norm = trainer._update(trainer._batches(), trainer.T_k)
+    _, grad_norm = trainer.update(trainer.loader(), trainer.T_k)
     first_moments = [state["exp_avg"] for state in trainer.optimizer.optimizer.state.values()]
     clipped = torch.cat([m.flatten() for m in first_moments]).norm() / 0.1  # (1 - beta1) times the gradient
     assert clipped.item() == pytest.approx(1e-3, rel=1e-2)
