@@ -1,13 +1,16 @@
-# `make demo` and `make test` set up what they need: a virtual environment in .venv with the pinned requirements.
+# `make demo`, `make bench` and `make test` set up what they need: a virtual environment in .venv with the pinned requirements.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo bench test test-slow lint clean
 
 demo: $(READY)
 	$(RUN) -m scripts.demo
+
+bench: $(READY)
+	$(RUN) -m scripts.bench
 
 test: $(READY) lint
 	$(RUN) -m pytest
