@@ -42,6 +42,14 @@ class Codec(Protocol):
 
 MODELS_DIR = Path("pre_trained_models")
 
+# Names here, which the literature uses too -> names on the hub. Either finds the model, which lies under the first.
+HUB_NAMES = {
+    "gpt2-large": "openai-community/gpt2-large",
+    "all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+}
+NAMES_HERE = {there: here for here, there in HUB_NAMES.items()}
+
 
 def _hub_snapshot(name: str) -> Path | None:
     """The newest snapshot of `name` in the local Hugging Face cache, without any request."""
@@ -56,12 +64,12 @@ def _hub_snapshot(name: str) -> Path | None:
 
 
 def _look_up(name: str, models_dir: Path) -> Path | None:
-    for candidate in (Path(name), models_dir / name):
+    for candidate in (Path(name), models_dir / NAMES_HERE.get(name, name), models_dir / name):
         if any((candidate / file).is_file() for file in ("config.json", "modules.json")):
             return candidate
     if Path(name).is_dir():
         raise ModelError(f"{name}: not a model folder; expected a config.json in it")
-    return _hub_snapshot(name)
+    return _hub_snapshot(name) or (_hub_snapshot(HUB_NAMES[name]) if name in HUB_NAMES else None)
 
 
 def find_models(*names: str, models_dir: Path = MODELS_DIR) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -14,6 +15,16 @@ from offline_metrics.errors import MetricError
 
 class UsageError(Exception):
     """A wrong option or a wrong file, told in one line."""
+
+
+class PlainParser(argparse.ArgumentParser):
+    """A parser without dataclasses whose complaints are one line each."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
 
 
 USER_ERRORS = (UsageError, CorpusError, ModelError, DiffusionError, MetricError)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from latent_models.codec import ModelError, find_model
+from latent_models.codec import ModelError, find_model, find_models
 from latent_models.seq2seq_codec import Seq2SeqCodec
 
 
@@ -86,6 +86,16 @@ def test_a_missing_model_names_the_command_that_caches_it(monkeypatch, tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"python -m scripts.cache_models no/such-model$"):
         find_model("no/such-model")
+
+
+@pytest.mark.parametrize("name", ["gpt2-large", "openai-community/gpt2-large"])
+def test_a_model_of_two_names_is_found_by_either(tmp_path, monkeypatch, name):
+    there = {"openai-community/gpt2-large": tmp_path / "snapshot"}
+    monkeypatch.setattr("latent_models.codec._hub_snapshot", there.get)
+    assert find_models(name, models_dir=tmp_path) == [tmp_path / "snapshot"]
+    (tmp_path / "gpt2-large").mkdir()
+    (tmp_path / "gpt2-large" / "config.json").write_text("{}")
+    assert find_models(name, models_dir=tmp_path) == [tmp_path / "gpt2-large"]
 
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):

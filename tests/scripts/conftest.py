@@ -5,13 +5,15 @@ import io
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from huggingface_hub import close_session, constants, file_download
 from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
@@ -23,6 +25,7 @@ from scripts.build import System, load_system
 from scripts.demo_grammar import parse
 from scripts.errors import run
 from scripts.options import Options
+from tests.scripts.hub import Hub
 from train_text_diffusion import main
 
 SIZES = {"train": 120, "valid": 24, "test": 30}
@@ -74,6 +77,23 @@ def complaint(call) -> Callable[..., str]:
         return outcome.errors[0]
 
     return refusal
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
+    """An empty hub on loopback that the client of this process asks, a client that does not rest between its tries."""
+    hub = Hub()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what arrives in one piece, else 10 MB
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    close_session()  # which remembers proxies
+    yield hub
+    close_session()
+    hub.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import train_text_diffusion
-from scripts import cache_models, demo, evaluate_samples, make_demo_corpus, sample
+from scripts import demo, evaluate_samples, make_demo_corpus, sample
 from scripts.errors import USER_ERRORS, run
 from scripts.options import Options
 
@@ -329,18 +329,6 @@ def test_a_wrong_command_line_of_another_script(refused, run_dir, tmp_path, main
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "good.txt").write_text("A text.\n")
     assert re.search(wanted, refused(line, main))
-
-
-def test_caching_where_there_is_no_network_says_so(refused, monkeypatch):
-    def no_network(*args, **settings):
-        raise OSError
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    message = refused("some/model --output_dir {tmp}/models", cache_models.main)
-    assert "some/model: cannot be fetched (OSError)" in message
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE=1 is set" in refused("some/model --output_dir {tmp}/models", cache_models.main)
 
 
 # What becomes of an exception
