@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from diffusion.process import DiffusionError
-from latent_models.codec import ModelError
+from latent_models.codec import ModelError, first_line
 from latent_models.corpora import CorpusError
 from offline_metrics.errors import MetricError
 
@@ -41,6 +41,10 @@ def run(main: Callable[[], None]) -> None:
         if error.strerror is None:
             raise
         _leave(f"{error.filename or 'reading or writing failed'}: {error.strerror}; check the disk and permissions")
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+            raise
+        _leave(f"--compile: the trunk cannot be compiled here ({first_line(error)}); leave it out")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

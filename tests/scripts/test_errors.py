@@ -376,3 +376,22 @@ def test_the_entry_script_itself(tmp_path):
     assert done.stdout == ""
     assert re.fullmatch(r"error: .*no/such-bart.*python -m scripts\.cache_models no/such-bart\n", done.stderr)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("module", ["torch._inductor.exc", "torch._dynamo.exc"])
+def test_a_trunk_that_cannot_be_compiled_is_one_line(module, capsys):
+    failure = type("InductorError", (RuntimeError,), {"__module__": module})
+
+    def main():
+        raise failure("CppCompileError: g++ failed\n\nCommand:\ng++ ...")
+
+    with pytest.raises(SystemExit) as leaving:
+        run(main)
+    told = capsys.readouterr().err
+    assert leaving.value.code == 2 and told.count("\n") == 1
+    assert told.startswith("error: --compile: the trunk cannot be compiled here (CppCompileError: g++ failed)")
+
+
+def test_what_is_no_user_error_stays_a_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
