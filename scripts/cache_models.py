@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from latent_models.codec import HUB_NAMES, MODELS_DIR, NAMES_HERE
-from scripts.checksums import faults, read_record, sums, write_record
 from scripts.console import note
 from scripts.errors import PlainParser, UsageError, run
-from scripts.hub import Repository, fetch, find_repository, unfinished
+from scripts.fetching.checksums import faults, read_record, sums, write_record
+from scripts.fetching.hub import Repository, fetch, find_repository, unfinished
 
 DEFAULTS = ("facebook/bart-base", "gpt2-large", "all-mpnet-base-v2")
 RECORD = "cached.json"
@@ -119,7 +119,7 @@ def _convert(part: Path, pickled: Sequence[str]) -> dict[str, Any]:
     """Puts safetensors in the place of pickled weights; what the record says of it, nothing where there are none."""
     if not pickled:
         return {}
-    from scripts.pickled import convert
+    from scripts.fetching.pickled import convert
 
     try:
         convert([part / path for path in pickled], part / CONVERTED)

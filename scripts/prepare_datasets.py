@@ -26,10 +26,10 @@ import numpy as np
 
 from latent_models.corpora import BUILT_IN, E2E_CSV_NAMES, CorpusError, DataOptions
 from latent_models.readers import Example, fault
-from scripts.checksums import sums, write_record
 from scripts.console import note
-from scripts.download import download
 from scripts.errors import PlainParser, UsageError, run
+from scripts.fetching.checksums import sums, write_record
+from scripts.fetching.download import download
 
 Parts = Sequence[list[Example]]  # of the splits, in this order:
 SPLITS = ("train", "valid", "test")

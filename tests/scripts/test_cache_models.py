@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file
 from latent_models.codec import find_model
 from latent_models.seq2seq_codec import Seq2SeqCodec
 from scripts.cache_models import DEFAULTS, main
-from scripts.checksums import sha256
+from scripts.fetching.checksums import sha256
 from tests.scripts.hub import revision_of
 
 ROOT = Path(__file__).parents[2]

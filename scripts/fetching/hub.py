@@ -6,9 +6,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from scripts.checksums import sha256
-from scripts.download import download, told
 from scripts.errors import UsageError
+from scripts.fetching.checksums import sha256
+from scripts.fetching.download import download, told
 
 # Configuration, tokenizer and safetensors; never code, or the same weights for other frameworks.
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")

@@ -1,0 +1,1 @@
+"""Files from elsewhere: fetched whole, verified and recorded, or not at all."""
