@@ -39,17 +39,40 @@ def table(
     A value that could not be computed is –, with its reason below the table.
     """
     columns = list(_columns(rows) if columns is None else columns)
-    column_infos = [(infos or {}).get(name) or info_of(name) for name in columns]
-    reasons: list[str] = []
-    lines = [["texts from", *(info.label + ARROWS[info.higher_is_better] for info in column_infos)]]
-    for title, row in rows.items():
-        cells = [_cell(row, name, info, reasons) for name, info in zip(columns, column_infos, strict=True)]
-        lines.append(["human text" if title == human else title, *cells])
+    lines, reasons = cells(rows, columns, human, infos)
     spread = {name for row in lines[1:] for name, cell in zip(columns, row[1:], strict=True) if "±" in cell}
     footnotes = [ERROR_LEGEND] if spread & set(LIKELIHOOD) else []
     footnotes += [SPREAD_LEGEND] if spread - set(LIKELIHOOD) else []
     footnotes += [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n\n".join(["\n".join(aligned(lines)), *footnotes]) + "\n"
+    return "\n\n".join([markdown(lines), *footnotes]) + "\n"
+
+
+def cells(
+    rows: Mapping[str, Mapping[str, float]],
+    columns: Sequence[str],
+    human: str | None = "human",
+    infos: Mapping[str, MetricInfo] | None = None,
+) -> tuple[list[list[str]], list[str]]:
+    """What `table` prints, cell by cell with its line of titles first, and the reasons that [1], [2], ... stand for."""
+    column_infos = [(infos or {}).get(name) or info_of(name) for name in columns]
+    reasons: list[str] = []
+    lines = [["texts from", *(info.label + ARROWS[info.higher_is_better] for info in column_infos)]]
+    for title, row in rows.items():
+        printed = [_cell(row, name, info, reasons) for name, info in zip(columns, column_infos, strict=True)]
+        lines.append(["human text" if title == human else title, *printed])
+    return lines, reasons
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table of columns of equal width, the first to the left and the numbers to the right."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    printed = [
+        [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        for first, *rest in lines
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [printed[0], rule, *printed[1:]])
 
 
 def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
@@ -74,18 +97,6 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
         else:
             result.add({name: fmean(values), name + SPREAD: stdev(values)}, "")
     return Scores({**result, "runs": float(len(rows))}, result.notes)
-
-
-def aligned(lines: list[list[str]]) -> list[str]:
-    """A Markdown table, its header first: columns of equal width, the first to the left, the numbers to the right."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    printed = [
-        [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-        for first, *rest in lines
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return [f"| {' | '.join(line)} |" for line in [printed[0], rule, *printed[1:]]]
 
 
 def write_json(path: str | Path, payload: Any) -> None:

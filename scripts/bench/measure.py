@@ -141,7 +141,7 @@ def spread(key: str, values: Sequence[float]) -> Row:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     """Rows as Markdown."""
-    return "\n".join(report.aligned([[c.label for c in columns], *[[_cell(row, c) for c in columns] for row in rows]]))
+    return report.markdown([[c.label for c in columns], *[[_cell(row, c) for c in columns] for row in rows]])
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
