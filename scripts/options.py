@@ -138,7 +138,7 @@ class Options:
 
     def _on_top_of(self, run_dir: Path) -> Options:
         """The run's own options but for the given flags; raises UsageError for one that says what the model is."""
-        saved = _read_args(run_dir)
+        saved = read_args(run_dir)
         merged = []
         for name, group_type in zip(GROUP_NAMES, GROUPS, strict=True):
             own = vars(getattr(self, name))
@@ -169,7 +169,7 @@ MODEL_GROUPS = (  # they say what the model is
 MOVABLE = ("data_dir", "enc_dec_model")  # where things lie may differ from machine to machine
 
 
-def _read_args(run_dir: Path) -> dict[str, Any]:
+def read_args(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "args.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))

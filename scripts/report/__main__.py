@@ -1,0 +1,87 @@
+"""One page of what runs gave: curves, scores beside human text, paired differences, texts.
+
+    python -m scripts.report RUN_OR_SWEEP [RUN ...] [--output_dir FOLDER] [--film_strip N]
+
+Writes report.html, which needs nothing else, and report.md. A folder that holds runs, at any depth, stands for all of
+them. What a run lacks is told on the page and on standard error.
+"""
+
+from __future__ import annotations
+
+from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
+
+from scripts.build import check_writable
+from scripts.console import note
+from scripts.errors import USER_ERRORS, UsageError, run
+from scripts.options import OneLineParser
+from scripts.report.film import Frame, film_strips
+from scripts.report.page import Report, markdown, page
+from scripts.report.runs import find_runs, read_run
+from scripts.report.settings import Setting, doubts, settings_of
+from scripts.run_folder import titles
+
+OF_SEVERAL = Path("saved_models/report")
+
+
+def found_in(places: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The runs in all places, each once, and complaints about places without one; UsageError where there is no run."""
+    runs: dict[Path, Path] = {}
+    empty = []
+    for place in places:
+        found = find_runs(place)
+        runs |= {path.resolve(): path for path in found if path.resolve() not in runs}
+        if not found:
+            empty.append((str(place), "holds no run" if place.is_dir() else "is no folder"))
+    if not runs:
+        what = "; ".join(f"{place} {message}" for place, message in empty)
+        raise UsageError(f"{what}; expected the folder of a run that train_text_diffusion.py wrote, or one of several")
+    return list(runs.values()), empty
+
+
+def films_of(settings: list[Setting], count: int) -> tuple[dict[str, list[list[Frame]]], list[tuple[str, str]]]:
+    """The film strips of the first run of each setting, and why some have none."""
+    films, problems = {}, []
+    for setting in settings:
+        first = setting.runs[0]
+        note(f"{first.path}: film strip")
+        try:
+            films[setting.name] = film_strips(first.path, count)
+        except (*USER_ERRORS, OSError) as error:
+            problems.append((first.title, f"no film strip: {error}"))
+    return films, problems
+
+
+def main() -> None:
+    parser = OneLineParser([], description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of several runs")
+    parser.add_argument(
+        "--output_dir", type=Path, help=f"where the report goes (the folder given; of several, {OF_SEVERAL})"
+    )
+    parser.add_argument(
+        "--film_strip", type=int, default=0, metavar="N", help="show N texts of each setting on their way from noise"
+    )
+    options = parser.parse_args()
+    if options.film_strip < 0:
+        raise UsageError(f"--film_strip {options.film_strip}: expected a number of texts")
+    places = list(dict.fromkeys(options.runs))
+    paths, problems = found_in(places)
+    folder = options.output_dir or (places[0] if len(places) == 1 else OF_SEVERAL)
+    check_writable("output_dir", folder)
+    runs = [read_run(path, title) for path, title in zip(paths, titles(paths), strict=True)]
+    settings = settings_of(runs)
+    films, without = films_of(settings, options.film_strip) if options.film_strip else (None, [])
+    problems += [(each.title, message) for each in runs for message in each.problems]
+    problems += doubts(settings) + without
+    for what, message in problems:
+        note(f"warning: {what}: {message}")
+    title = places[0].absolute().name if len(places) == 1 else f"{runs[0].title} and {len(runs) - 1} more"
+    report = Report(title, runs, settings, problems, films)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("report.html", page(report)), ("report.md", markdown(report))):
+        (folder / name).write_text(content, encoding="utf-8")
+        print(folder / name)
+
+
+if __name__ == "__main__":
+    run(main)
