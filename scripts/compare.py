@@ -19,7 +19,7 @@ from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, write_rows
 from scripts.options import parse
-from scripts.run_folder import COLUMNS, parameters, scores, seconds_per_sample, titles
+from scripts.run_folder import COLUMNS, parameters, scores, seconds_per_sample
 
 
 @dataclass
@@ -32,6 +32,12 @@ class CompareOptions:
     def __post_init__(self):
         if not self.runs:
             raise UsageError("expected --runs, the folders to compare")
+
+
+def titles(runs: list[Path]) -> list[str]:
+    """What each run is called: its folder, or its path where two folders have one name."""
+    names = [path.absolute().name for path in runs]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(runs, names, strict=True)]
 
 
 def rows_of(run_dir: Path, title: str) -> dict[str, Scores]:

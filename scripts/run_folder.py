@@ -1,4 +1,4 @@
-"""What evaluations leave in a run folder, read back: rows of scores, seconds a sample, size; and names of runs."""
+"""What evaluations leave in a run folder, read back: rows of scores, seconds a sample, size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ COLUMNS = (
     "candidate_self_bleu4", "corpus_perplexity", "unigram_entropy", "mauve", "diversity", "self_bleu4", "memorization",
     "acceptance", "mean_words", "seconds_per_sample", "parameters",
 )  # fmt: skip
-
-
-def titles(runs: list[Path]) -> list[str]:
-    """What each run is called: its folder, or its path where two folders have one name."""
-    names = [path.absolute().name for path in runs]
-    return [str(path) if names.count(name) > 1 else name for path, name in zip(runs, names, strict=True)]
 
 
 def scores(path: Path) -> dict[str, Scores]:

@@ -9,6 +9,7 @@ them. What a run lacks is told on the page and on standard error.
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from pathlib import Path
 
 from scripts.build import check_writable
@@ -19,24 +20,30 @@ from scripts.report.film import Frame, film_strips
 from scripts.report.page import Report, markdown, page
 from scripts.report.runs import find_runs, read_run
 from scripts.report.settings import Setting, doubts, settings_of
-from scripts.run_folder import titles
 
 OF_SEVERAL = Path("saved_models/report")
 
 
-def found_in(places: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """The runs in all places, each once, and complaints about places without one; UsageError where there is no run."""
-    runs: dict[Path, Path] = {}
+def found_in(places: list[Path]) -> tuple[dict[Path, str], list[tuple[str, str]]]:
+    """The runs in all places, each once, with their titles; and complaints about places without one.
+
+    A run is called by its path from the place given. Raises UsageError where there is no run at all.
+    """
+    titles: dict[Path, str] = {}
     empty = []
     for place in places:
         found = find_runs(place)
-        runs |= {path.resolve(): path for path in found if path.resolve() not in runs}
+        known = {path.resolve() for path in titles}
+        for path in found:
+            if path.resolve() not in known:
+                titles[path] = place.absolute().name if path == place else str(path.relative_to(place))
         if not found:
             empty.append((str(place), "holds no run" if place.is_dir() else "is no folder"))
-    if not runs:
+    if not titles:
         what = "; ".join(f"{place} {message}" for place, message in empty)
         raise UsageError(f"{what}; expected the folder of a run that train_text_diffusion.py wrote, or one of several")
-    return list(runs.values()), empty
+    count = Counter(titles.values())
+    return {path: title if count[title] == 1 else str(path) for path, title in titles.items()}, empty
 
 
 def films_of(settings: list[Setting], count: int) -> tuple[dict[str, list[list[Frame]]], list[tuple[str, str]]]:
@@ -65,10 +72,10 @@ def main() -> None:
     if options.film_strip < 0:
         raise UsageError(f"--film_strip {options.film_strip}: expected a number of texts")
     places = list(dict.fromkeys(options.runs))
-    paths, problems = found_in(places)
+    titles, problems = found_in(places)
     folder = options.output_dir or (places[0] if len(places) == 1 else OF_SEVERAL)
     check_writable("output_dir", folder)
-    runs = [read_run(path, title) for path, title in zip(paths, titles(paths), strict=True)]
+    runs = [read_run(path, title) for path, title in titles.items()]
     settings = settings_of(runs)
     films, without = films_of(settings, options.film_strip) if options.film_strip else (None, [])
     problems += [(each.title, message) for each in runs for message in each.problems]

@@ -82,8 +82,8 @@ def training_legend() -> Html:
     return legend((name, swatch(style, point=False)) for name, style in LOSSES.values())
 
 
-def loss_comparison(settings: Sequence[Setting]) -> Html | None:
-    """Validation losses of averaged weights, a chart for each kind of loss that several settings share."""
+def training_comparison(settings: Sequence[Setting]) -> Html | None:
+    """Validation losses of averaged weights (one chart for each kind of loss that settings share), and their T_k."""
     kinds: dict[tuple, list[Setting]] = {}
     for setting in settings:
         options = setting.runs[0].options
@@ -93,15 +93,18 @@ def loss_comparison(settings: Sequence[Setting]) -> Html | None:
     for kind, members in kinds.items():
         if len(members) < 2:
             continue
-        lines = [
-            _line(run, "valid_loss_ema", run.title, style_of(setting, styles))
-            for setting in members
-            for run in setting.runs
-        ]
-        title = "validation loss, EMA" + (f" ({kind[0]})" if len(kinds) > 1 else "")
-        if (made := chart(lines, STEP, Axis(title, (), True), title)) is not None:
-            drawn.append(made)
-            shown += [(setting.name, swatch(style_of(setting, styles), point=False)) for setting in members]
+        of_kind = f" ({kind[0]})" if len(kinds) > 1 else ""
+        lines = {
+            key: [_line(run, key, run.title, style_of(each, styles)) for each in members for run in each.runs]
+            for key in ("valid_loss_ema", "T")
+        }
+        title = f"validation loss, EMA{of_kind}"
+        if (made := chart(lines["valid_loss_ema"], STEP, Axis(title, (), True), title)) is None:
+            continue
+        drawn.append(made)
+        if len({each.runs[0].options["T_schedule"] for each in members}) > 1:
+            drawn.append(chart(lines["T"], STEP, Axis(f"T_k{of_kind}", (0,)), "T_k"))
+        shown += [(each.name, swatch(style_of(each, styles), point=False)) for each in members]
     return el("div", legend(shown), figures(drawn)) if drawn else None
 
 

@@ -48,12 +48,6 @@ class Report:
                 found += result
         return found, reasons
 
-    @staticmethod
-    def compared_metrics(comparisons: Sequence[Comparison]) -> list[str]:
-        """The metrics that any comparison has."""
-        names = dict.fromkeys(name for each in comparisons for name in each.differences)
-        return list(names)
-
 
 @dataclass(frozen=True)
 class Section:
@@ -118,7 +112,7 @@ def _section(section: Section) -> Html:
 
 
 def _summary(report: Report) -> str:
-    scored = sum(len(setting.scored) for setting in report.settings)
+    scored = sum(run.evaluation is not None for run in report.runs)
     counts = ((len(report.runs), "run"), (len(report.settings), "setting"))
     parts = [f"{n} {word}{'s' * (n != 1)}" for n, word in counts]
     return " · ".join([*parts, f"{scored} with scores"])
@@ -151,8 +145,7 @@ def _differences(report: Report) -> Html | None:
     lines = [el("p", reason, cls="foot") for reason in reasons]
     if not comparisons:
         return join(*lines) if lines else None
-    table = tables.difference_table(comparisons, report.compared_metrics(comparisons))
-    return join(el("p", difference_legend(comparisons)), table, *lines)
+    return join(el("p", difference_legend(comparisons)), tables.difference_table(comparisons), *lines)
 
 
 def difference_legend(comparisons: Sequence[Comparison]) -> str:
@@ -180,7 +173,7 @@ def _training(report: Report) -> Html | None:
         panels = el(
             "details", el("summary", f"Curves of each run ({len(drawn)})"), panels, open=len(drawn) <= RUNS_OPEN
         )
-    return join(curves.loss_comparison(report.settings), panels)
+    return join(curves.training_comparison(report.settings), panels)
 
 
 def _steps(report: Report) -> Html | None:
@@ -206,7 +199,7 @@ def _texts(report: Report) -> Html | None:
         "div",
         el(
             "p",
-            "The first texts of the first seed. A line is one sample seed: the same length and noise for all.",
+            "The first texts of the first seed; in a line, those of one sample seed.",
             cls="note",
         ),
         el("label", "Search ", search, found, cls="search", hidden=True),
@@ -257,7 +250,7 @@ def _runs(report: Report) -> Html:
 
 
 def _value(run: Run, key: str) -> object:
-    value = None if run.options is None else run.options[key]
+    value = None if run.options is None else run.options.get(key)
     return "–" if value is None else value
 
 
@@ -272,11 +265,10 @@ def markdown(report: Report) -> str:
         parts += [markdown_table(lines), tables.LEGEND, *(f"[{i}] {reason}" for i, reason in enumerate(reasons, 1))]
     comparisons, reasons = report.comparisons()
     if comparisons:
-        metrics = report.compared_metrics(comparisons)
         parts += [
             "## Paired differences",
             difference_legend(comparisons),
-            markdown_table(tables.difference_cells(comparisons, metrics)),
+            markdown_table(tables.difference_cells(comparisons)),
         ]
     parts += reasons
     if report.problems:

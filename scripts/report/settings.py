@@ -34,8 +34,9 @@ class Setting:
 
     @property
     def scored(self) -> list[Run]:
-        """The runs that have scores."""
-        return [run for run in self.runs if run.evaluation is not None]
+        """The runs that have scores, of the same step beside the same texts: of several kinds, the commonest."""
+        kinds = Counter(_kind(run) for run in self.runs if run.evaluation is not None)
+        return [run for run in self.runs if run.evaluation is not None and _kind(run) == kinds.most_common(1)[0][0]]
 
     @property
     def strategies(self) -> list[str]:
@@ -57,13 +58,19 @@ class Setting:
         found = [run.evaluation.rows[strategy] for run in self.scored if strategy in run.evaluation.rows]
         if len(found) > 1:
             found = [_without_spread(row) for row in found]
-        return report.aggregate(found)
+        row = report.aggregate(found)
+        row.pop("parameters" + report.SPREAD, None)  # which is of no seed
+        return row
 
     @property
     def counts(self) -> str:
         """How many training and sampling seeds the rows are of."""
         sampling = sorted({max(1, len(run.evaluation.by_seed)) for run in self.scored})
         return f"{len(self.scored)} × {'–'.join(map(str, sampling))}"
+
+
+def _kind(run: Run) -> tuple:
+    return run.evaluation.step, run.evaluation.beside
 
 
 def _without_spread(row: Scores) -> Scores:
@@ -76,7 +83,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         kept = None if run.options is None else {k: v for k, v in run.options.items() if k not in ASIDE}
-        groups.setdefault(str(run.path) if kept is None else json.dumps(kept), []).append(run)
+        groups.setdefault(str(run.path) if kept is None else json.dumps(kept, sort_keys=True), []).append(run)
     keys = differing([run for run in runs if run.options is not None], ASIDE)
     return [
         Setting(name, group) for name, group in zip(_names(list(groups.values()), keys), groups.values(), strict=True)
@@ -86,7 +93,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
 def differing(runs: Sequence[Run], aside: set[str] = frozenset()) -> list[str]:
     """The options that are not the same in all runs, the one of most values first."""
     names = dict.fromkeys(name for run in runs for name in run.options if name not in aside)
-    values = {name: len({json.dumps(run.options[name]) for run in runs}) for name in names}
+    values = {name: len({json.dumps(run.options.get(name)) for run in runs}) for name in names}
     return sorted((name for name, count in values.items() if count > 1), key=lambda name: -values[name])
 
 
@@ -102,8 +109,9 @@ def _names(groups: list[list[Run]], keys: list[str]) -> list[str]:
 
 def _parts(run: Run, keys: list[str]) -> list[str]:
     """The option that differs most, and others that are not at their default."""
-    shown = [key for key in keys if key == keys[0] or run.options[key] != defaults()[key]]
-    return [str(v) if isinstance(v := run.options[key], str) and key == keys[0] else f"{key}={v}" for key in shown]
+    values = {key: run.options.get(key) for key in keys}
+    shown = {key: v for key, v in values.items() if key == keys[0] or v != defaults().get(key)}
+    return [v if isinstance(v, str) and key == keys[0] else f"{key}={v}" for key, v in shown.items()]
 
 
 def baseline(settings: Sequence[Setting]) -> Setting | None:
@@ -117,7 +125,7 @@ def _set(setting: Setting) -> float:
     options = setting.runs[0].options
     if options is None:
         return float("inf")
-    return sum(value != defaults()[name] for name, value in options.items() if name not in ASIDE)
+    return sum(value != defaults().get(name) for name, value in options.items() if name not in ASIDE)
 
 
 def doubts(settings: Sequence[Setting]) -> list[tuple[str, str]]:
@@ -129,6 +137,8 @@ def doubts(settings: Sequence[Setting]) -> list[tuple[str, str]]:
             other = by_seed.setdefault(run.seed, run)
             if other is not run:
                 found.append((run.title, f"has the options and the seed of {other.title}; both are counted"))
+            if run.evaluation is not None and run not in setting.scored:
+                found.append((run.title, f"scored otherwise than {setting.scored[0].title}; left out of their mean"))
     scored = [run for setting in settings for run in setting.scored]
     for run in scored[1:]:
         if run.evaluation.beside != scored[0].evaluation.beside:

@@ -56,14 +56,20 @@ def score_cells(settings: Sequence[Setting]) -> tuple[list[list[str]], list[str]
 # --- paired differences -----------------------------------------------------------------------------------------------
 
 
-def difference_cells(comparisons: Sequence[Comparison], metrics: Sequence[str]) -> list[list[str]]:
+def difference_cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """The table of differences in words, line by line."""
+    metrics = _compared(comparisons)
     titles = [info_of(name).label + report.ARROWS[info_of(name).higher_is_better] for name in metrics]
     lines = [["difference", "pairs", *titles]]
     for each in comparisons:
         cells = [_in_words(each, name) for name in metrics]
         lines.append([f"{each.title} − {each.against}", pairs(each), *cells])
     return lines
+
+
+def _compared(comparisons: Sequence[Comparison]) -> list[str]:
+    """The metrics that any comparison has."""
+    return list(dict.fromkeys(name for each in comparisons for name in each.differences))
 
 
 def pairs(comparison: Comparison) -> str:
@@ -82,9 +88,8 @@ def _parts(comparison: Comparison, name: str) -> tuple[str, str, str]:
     """A difference as its mean, its interval, and its own number of pairs where it has fewer than the others."""
     difference, form = comparison.differences[name], info_of(name).format
     most = max(each.n for each in comparison.differences.values())
-    reach = (
-        "" if isnan(difference.half_width) else f"[{_signed(difference.low, form)}, {_signed(difference.high, form)}]"
-    )
+    edges = f"[{_signed(difference.low, form)}, {_signed(difference.high, form)}]"
+    reach = "" if isnan(difference.half_width) else edges
     return _signed(difference.mean, form), reach, f"n = {difference.n}" if difference.n < most else ""
 
 
@@ -92,9 +97,10 @@ def _signed(value: float, form: str) -> str:
     return format(value, f"+{form}").replace("-", "−")
 
 
-def difference_table(comparisons: Sequence[Comparison], metrics: Sequence[str]) -> Html:
+def difference_table(comparisons: Sequence[Comparison]) -> Html:
     """The same as a table of a page, each interval drawn on the scale of its column."""
-    (first, _, *titles), *_ = difference_cells(comparisons, metrics)
+    (first, _, *titles), *_ = difference_cells(comparisons)
+    metrics = _compared(comparisons)
     reach = {name: max((_far(each, name) for each in comparisons), default=0.0) or 1.0 for name in metrics}
     body = []
     for each in comparisons:

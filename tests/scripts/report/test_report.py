@@ -102,6 +102,19 @@ def test_runs_scored_beside_other_texts_are_told_and_not_paired(report, write_ru
     assert humans == {"human text (a, test)": "0.950 ± 0.000", "human text (b, test)": "0.900 ± 0.000"}
 
 
+def test_a_mean_is_over_runs_scored_alike(report, write_run, tmp_path):
+    for seed, texts in ((1, 2000.0), (2, 2000.0), (3, 900.0), (2, 2000.0)):
+        name = f"seed_{seed}" if not (tmp_path / "runs" / f"seed_{seed}").exists() else "again"
+        values = [0.5 + seed / 10] * 3
+        write_run(tmp_path / "runs" / name, mauve=values, random_seed=seed, human={"total_words": texts})
+    made = report(tmp_path / "runs")
+    assert "warning: seed_3: scored otherwise than again; left out of their mean" in made.err
+    assert "warning: seed_2: has the options and the seed of again; both are counted" in made.err
+    (row,) = [row for name, row in rows_of(made.markdown).items() if not name.startswith("human text")]
+    spread = statistics.stdev([0.6, 0.7, 0.7])
+    assert (row["MAUVE ↑"], row["seeds"]) == (f"0.667 ± {spread:.3f}", "3 × 3")
+
+
 def test_settings_are_called_by_what_differs(report, write_run, tmp_path):
     place = tmp_path / "runs"
     for number, power in enumerate((2, 3)):
