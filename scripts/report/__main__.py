@@ -14,8 +14,7 @@ from pathlib import Path
 
 from scripts.build import check_writable
 from scripts.console import note
-from scripts.errors import USER_ERRORS, UsageError, run
-from scripts.options import OneLineParser
+from scripts.errors import USER_ERRORS, PlainParser, UsageError, run
 from scripts.report.film import Frame, film_strips
 from scripts.report.page import Report, markdown, page
 from scripts.report.runs import find_runs, read_run
@@ -60,7 +59,7 @@ def films_of(settings: list[Setting], count: int) -> tuple[dict[str, list[list[F
 
 
 def main() -> None:
-    parser = OneLineParser([], description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = PlainParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of several runs")
     parser.add_argument(
         "--output_dir", type=Path, help=f"where the report goes (the folder given; of several, {OF_SEVERAL})"
