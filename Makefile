@@ -22,7 +22,7 @@ report: $(READY) $(SCORES)
 $(SCORES): | $(READY)
 	mkdir -p saved_models/report
 	cp -r pre_trained_models/diffusion-demo saved_models/report
-	$(RUN) train_text_diffusion.py --eval_test --resume_dir $(REPORTED) --num_samples 200
+	$(RUN) train_text_diffusion.py --eval_test --resume_dir $(REPORTED) --num_samples 100
 
 test: $(READY) lint
 	$(RUN) -m pytest

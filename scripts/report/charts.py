@@ -247,7 +247,7 @@ SHAPES = {
     "diamond": "M0 -5.2L4.6 0L0 5.2L-4.6 0z",
     "plus": "M-1.4 -4.6h2.8v3.2h3.2v2.8h-3.2v3.2h-2.8v-3.2h-3.2v-2.8h3.2z",
     "star": "M-4.8 -1.2L-1.2 -1.2L0 -5.2L1.2 -1.2L4.8 -1.2L2 1.2L3 5L0 2.8L-3 5L-2 1.2z",
-    "human": "M0 -7L1.8 -1.8L7 0L1.8 1.8L0 7L-1.8 1.8L-7 0L-1.8 -1.8z",
+    "human": "M0 -9L2.6 -2.6L9 0L2.6 2.6L0 9L-2.6 2.6L-9 0L-2.6 -2.6z",
 }
 
 
@@ -265,7 +265,7 @@ def swatch(style: Style, *, line: bool = True, point: bool = True) -> Html:
         drawn.append(el("polyline", points="1,7 35,7", cls=f"line {style.colour}", stroke_dasharray=style.dash))
     if point:
         drawn.append(el("g", marker(style.marker, 18, 7), cls=f"points {style.colour}"))
-    return el("svg", *drawn, viewBox="0 0 36 14", cls="swatch", aria_hidden="true")
+    return el("svg", *drawn, viewBox="0 -2 36 18", cls="swatch", aria_hidden="true")
 
 
 def interval(middle: float, low: float, high: float, reach: float) -> Html:
