@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from diffusion.training import checkpoint
+from diffusion.training.signals import StopSignals, listening
 from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker
 from diffusion.training.trainer import Trainer
 from scripts.build import build, check, fit_space, load_space, load_system
@@ -51,7 +52,7 @@ def make_run_dir(options: Options, corpus_name: str) -> Path:
             run_dir = named.with_name(f"{named.name}_{number}")
 
 
-def train(options: Options) -> None:
+def train(options: Options, stop: StopSignals) -> None:
     """A new run, or the rest of an old one."""
     resumed = options.run.mode == "resume_training"
     run_dir = Path(options.run.resume_dir) if resumed else None
@@ -73,6 +74,7 @@ def train(options: Options) -> None:
     (run_dir,) = broadcast_object_list([run_dir])
 
     set_seed(options.training.random_seed)  # dropout draws from the global generators
+    evaluator = TrainingEvaluator(system, run_dir)
     trainer = Trainer(
         options.training,
         options.optim,
@@ -83,7 +85,8 @@ def train(options: Options) -> None:
         run_dir,
         accelerator=accelerator,
         make_tracker=lambda step: make_tracker(options, run_dir, step),
-        evaluate=TrainingEvaluator(system, run_dir),
+        evaluate=evaluator,
+        stop=stop,
     )
     if start is not None:
         trainer.resume(start)
@@ -94,7 +97,7 @@ def train(options: Options) -> None:
             f"{run_dir}: {parameters / 1e6:.1f} M parameters, {len(corpus.train):,} training texts, steps "
             f"{trainer.step:,} to {options.training.num_train_steps:,} on {accelerator.device}"
         )
-    trainer.train()
+    trainer.train(catch_up=resumed and not evaluator.has(trainer.step))
     if accelerator.is_main_process:
         note(f"done: {run_dir}")
 
@@ -106,7 +109,7 @@ def make_tracker(options: Options, run_dir: Path, step: int) -> Trackers:
     return Trackers(*trackers)
 
 
-def evaluate_run(options: Options) -> None:
+def evaluate_run(options: Options, stop: StopSignals) -> None:
     """--eval and --eval_test."""
     system, step = load_system(options)
     name, seeds = ("valid", (VALID_SEED,)) if options.run.mode == "eval" else ("test", TEST_SEEDS)
@@ -114,14 +117,14 @@ def evaluate_run(options: Options) -> None:
     evaluate_split(system, getattr(system.corpus, name), seeds, folder)
 
 
-def evaluate_ppl(options: Options) -> None:
+def evaluate_ppl(options: Options, stop: StopSignals) -> None:
     """--ppl_eval: nats per sequence, token and word of the test split."""
     system, step = load_system(options)
     folder = Path(options.run.output_dir or options.run.resume_dir) / "evaluation" / f"likelihood_step_{step:08d}"
     evaluate_likelihood(system, "test", folder)
 
 
-def generate_data(options: Options) -> None:
+def generate_data(options: Options, stop: StopSignals) -> None:
     """--gen_data: a CSV of (text, label) for each seed; with classes they take turns, so that all have their share."""
     system, _ = load_system(options)
     folder = Path(options.run.output_dir or options.run.resume_dir) / "synthetic"
@@ -150,7 +153,8 @@ MODES = {
 
 def main() -> None:
     options = Options.from_argv(description=__doc__)
-    MODES[options.run.mode](options)
+    with listening() as stop:
+        MODES[options.run.mode](options, stop)
 
 
 if __name__ == "__main__":

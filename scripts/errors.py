@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from diffusion.process import DiffusionError
+from diffusion.training.signals import EXIT_STOPPED, Stopped
 from latent_models.codec import ModelError, first_line
 from latent_models.corpora import CorpusError
 from offline_metrics.errors import MetricError
@@ -32,7 +33,10 @@ EXIT_USER_ERROR = 2
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a user's error becomes one line on standard error and exit status 2."""
+    """Calls `main`; a user's error becomes one line on standard error and exit status 2.
+
+    Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: Ctrl-C.
+    """
     try:
         main()
     except USER_ERRORS as error:
@@ -41,6 +45,9 @@ def run(main: Callable[[], None]) -> None:
         if error.strerror is None:
             raise
         _leave(f"{error.filename or 'reading or writing failed'}: {error.strerror}; check the disk and permissions")
+    except Stopped:
+        print("stopped by a signal; what was done is on disk", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
             raise

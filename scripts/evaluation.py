@@ -104,6 +104,14 @@ class TrainingEvaluator:
     suite: MetricSuite | None = None
     sources: list[str] | None = None
 
+    def folder(self, step: int) -> Path:
+        """Where the evaluation of a step is written."""
+        return self.run_dir / "evaluation" / f"step_{step:08d}"
+
+    def has(self, step: int) -> bool:
+        """Whether a step was evaluated to the end."""
+        return (self.folder(step) / "scores.json").is_file()
+
     def __call__(self, step: int, denoiser: nn.Module) -> tuple[dict[str, float], dict[str, list[str]]]:
         """The scores and the texts of each strategy."""
         if self.suite is None:
@@ -115,7 +123,7 @@ class TrainingEvaluator:
             evaluation = evaluate(self.system, self.suite, VALID_SEED, self.sources)
         finally:
             self.system.denoiser = trained
-        evaluation.write(self.run_dir / "evaluation" / f"step_{step:08d}")
+        evaluation.write(self.folder(step))
         note("\n" + report.table(evaluation.rows, human=HUMAN))
         return scalars(evaluation.rows), evaluation.texts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ from diffusion.training.loading import made_ahead
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_ema, make_optimizer
 from diffusion.training.options import TrainingOptions
+from diffusion.training.signals import Stopped, StopSignals
 from diffusion.training.tracker import Tracker, Trackers
 
 
@@ -44,6 +45,7 @@ Evaluate = Callable[[int, nn.Module], tuple[dict[str, float], dict[str, list[str
 # Entered around each part of a step, with its name: load, forward, backward, optimizer, ema.
 Stage = Callable[[str], AbstractContextManager]
 
+STOP_EVERY = 10  # steps between agreements of several processes on whether to stop
 BATCHES_AHEAD = 2  # made ready while another device computes; on a CPU the thread would only take its cores
 
 
@@ -63,11 +65,13 @@ class Trainer:
         accelerator: Accelerator,
         make_tracker: Callable[[int], Tracker],
         evaluate: Evaluate | None = None,
+        stop: StopSignals | None = None,
         stage: Stage = lambda name: nullcontext(),
     ):
         self.options, self.objective, self.run_dir = options, objective, run_dir
         self.train_data, self.valid_data, self.evaluate = train_data, valid_data, evaluate
         self.accelerator, self.make_tracker, self.stage = accelerator, make_tracker, stage
+        self.stop = stop or StopSignals()
         self.max_grad_norm = optim.max_grad_norm
         denoiser = denoiser.to(accelerator.device)
         self.ema = make_ema(denoiser, optim)
@@ -150,10 +154,20 @@ class Trainer:
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Trains up to `num_train_steps`: logs, saves, then evaluates on the way; logs and saves the last step."""
-        options = self.options
+    def train(self, catch_up: bool = False) -> None:
+        """Trains up to `num_train_steps`: logs, saves, then evaluates on the way; logs and saves the last step.
+
+        Raises Stopped after the step, or in the evaluation, in which a signal asked for it; what was done is on disk.
+        `catch_up` evaluates first where the present step should have been evaluated.
+        """
         tracker = self.make_tracker(self.step) if self.accelerator.is_main_process else Trackers()
+        with closing(tracker), self.stop.deferred():
+            if catch_up and self.step % self.options.save_and_sample_every == 0:
+                self._evaluate(tracker)
+            self._train(tracker)
+
+    def _train(self, tracker: Tracker) -> None:
+        options = self.options
         batches = self.loader()
         bar = tqdm(
             total=options.num_train_steps,
@@ -185,12 +199,23 @@ class Trainer:
                 bar.set_postfix(shown | {"T": T_k})
                 tracker.log(self.step, row)
                 self.losses.clear()
-            if self.step % options.save_and_sample_every == 0 or self.step == options.num_train_steps:
+            due, stopping = self.step % options.save_and_sample_every == 0, self._stopping()
+            if due or stopping or self.step == options.num_train_steps:
                 self.save()
-                if self.step % options.save_and_sample_every == 0:
-                    self._evaluate(tracker)
+            if stopping:
+                raise Stopped
+            if due:
+                self._evaluate(tracker)
         bar.close()
-        tracker.close()
+
+    def _stopping(self) -> bool:
+        """Whether a signal asked to stop, with one answer for all processes, who come to it at some steps only."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.asked
+        if self.step % STOP_EVERY:
+            return False
+        asked = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
+        return self.accelerator.reduce(asked, "sum").item() > 0
 
     def update(self, batches: Iterator[Batch], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; the mean loss over its micro-batches and the norm of the gradient before clipping."""
@@ -251,7 +276,8 @@ class Trainer:
         """Samples and scores without touching the randomness of training."""
         if self.evaluate is None or not self.accelerator.is_main_process:
             return
-        with torch.random.fork_rng():
+        alone = self.accelerator.num_processes == 1  # others would wait for a process that leaves
+        with self.stop.deferred(not alone), torch.random.fork_rng():
             scores, texts = self.evaluate(self.step, self.ema.ema_model.eval())
         tracker.log(self.step, scores)
         for name, some in texts.items():

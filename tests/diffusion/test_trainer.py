@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from diffusion.training import checkpoint
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor
 from diffusion.training.options import TrainingOptions
+from diffusion.training.signals import Stopped, StopSignals, listening
 from diffusion.training.tracker import JsonlTracker
 from diffusion.training.trainer import Trainer
 
@@ -73,6 +75,7 @@ def make(
     learning_rate: float = 1e-3,
     warmup: int = 4,
     hook: Callable | None = None,
+    stop: StopSignals | None = None,
     dropout: bool = True,
     **options,
 ) -> Trainer:
@@ -100,6 +103,7 @@ def make(
         accelerator=Accelerator(cpu=True, gradient_accumulation_steps=training.gradient_accumulation_steps),
         make_tracker=lambda step: JsonlTracker(run_dir / "metrics.jsonl", step),
         evaluate=evaluate,
+        stop=stop,
     )
     trainer.ema.update_after_step = 5  # short runs are to see averages too
     return trainer
@@ -268,6 +272,52 @@ def train_as_one_of_two_processes(folder: Path) -> None:
     trainer = make(folder / "parts", **options)
     trainer.resume(checkpoint.find_checkpoint(folder / "parts", 10))
     trainer.train()
+
+
+# Stopping
+
+
+def signal_this_process():
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("at", [5, 8, 12])  # between checkpoints, where one is due, and in the last step
+def test_a_run_stopped_by_a_signal_ends_like_one_that_was_not(tmp_path, at):
+    make(tmp_path / "whole", evaluate=scores, keep_checkpoints=1).train()
+    with listening() as stop:
+        trainer = make(tmp_path / "parts", evaluate=scores, keep_checkpoints=1, stop=stop)
+        update = trainer._update
+
+        def signalled(*args):
+            if trainer.step + 1 == at:
+                signal_this_process()
+            return update(*args)
+
+        trainer._update = signalled
+        with pytest.raises(Stopped):
+            trainer.train()
+    assert checkpoint.find_checkpoint(tmp_path / "parts").name == f"step_{at:08d}"
+    assert [row["step"] for row in rows(tmp_path / "parts") if "score" in row] == list(range(4, at, 4))
+    trainer = make(tmp_path / "parts", evaluate=scores, keep_checkpoints=1, weights_seed=7)
+    trainer.resume(checkpoint.find_checkpoint(tmp_path / "parts"))
+    trainer.train(catch_up=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_signal_ends_an_evaluation_at_once_and_the_run_makes_up_for_it(tmp_path):
+    make(tmp_path / "whole", evaluate=scores).train()
+
+    def endless(step, denoiser):
+        signal_this_process()
+        pytest.fail("went on")
+
+    with listening() as stop, pytest.raises(Stopped):
+        make(tmp_path / "parts", evaluate=endless, stop=stop).train()
+    trainer = make(tmp_path / "parts", evaluate=scores, weights_seed=7)
+    trainer.resume(checkpoint.find_checkpoint(tmp_path / "parts"))
+    assert trainer.step == 4
+    trainer.train(catch_up=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 # Evaluation

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import train_text_diffusion
+from diffusion.training.signals import listening
 from scripts import demo, evaluate_samples, make_demo_corpus, sample
 from scripts.errors import USER_ERRORS, run
 from scripts.options import Options
@@ -355,6 +357,14 @@ def test_interruption_has_its_own_status(call):
         raise KeyboardInterrupt
 
     assert call(main) == (130, "", "interrupted\n")
+
+
+def test_a_job_stopped_by_a_signal_has_its_own_status_too(call):
+    def main():
+        with listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    assert call(main) == (75, "", "stopped by a signal; what was done is on disk\n")
 
 
 @pytest.mark.parametrize("bug", [ValueError("shape"), OSError("no number")])

@@ -1,0 +1,64 @@
+"""Signals that ask a job to stop in a way that it can go on from: SIGTERM and SIGUSR1, as batch systems send them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
+SAME_REQUEST = 1.0  # seconds; a batch system tells every process of a job, a parent passes it on to its child
+
+
+class Stopped(BaseException):
+    """The job was asked to stop. No Exception: what goes on after errors shall not go on after this."""
+
+
+class StopSignals:
+    """Whether a signal has asked to stop: ends work at once by raising Stopped, but waits while it is `deferred`.
+
+    Without `listening` nothing is ever asked. A second signal ends the process as if nobody had listened.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._asked_at = 0.0
+        self._is_deferred = False
+
+    @contextmanager
+    def deferred(self, is_deferred: bool = True) -> Iterator[None]:
+        """Within it a signal only sets `asked`; or, where `is_deferred` is False, raises again, an earlier one too."""
+        before, self._is_deferred = self._is_deferred, is_deferred
+        try:
+            if self.asked and not is_deferred:
+                raise Stopped
+            yield
+        finally:
+            self._is_deferred = before
+
+    def hear(self, number: int, frame: object = None) -> None:
+        """The handler of the signals."""
+        if not self.asked:
+            self.asked, self._asked_at = True, time.monotonic()
+            if not self._is_deferred:
+                raise Stopped
+        elif time.monotonic() - self._asked_at > SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def listening() -> Iterator[StopSignals]:
+    """Hears the signals while it lasts; outside the main thread, where Python allows none, it hears nothing."""
+    stop, before = StopSignals(), {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop.hear) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""Signals that ask a job to stop: at once, or after what is deferred; a second one ends the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diffusion.training import signals
+from diffusion.training.signals import STOP_SIGNALS, Stopped, listening
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_ends_work_at_once(number):
+    with listening() as stop:
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), number)
+        assert stop.asked
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_deferred_work_goes_on_and_can_ask(number):
+    with listening() as stop, stop.deferred():
+        assert not stop.asked
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # the same request, told twice
+        assert stop.asked
+
+
+def test_within_deferred_work_a_part_may_end_at_once():
+    with listening() as stop, stop.deferred():
+        with pytest.raises(Stopped), stop.deferred(False):
+            os.kill(os.getpid(), signal.SIGTERM)
+        done = []
+        with pytest.raises(Stopped), stop.deferred(False):  # asked before it began
+            done.append("begun")
+        assert done == []
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with listening():
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_no_error_handling_swallows_a_stop():
+    with listening(), pytest.raises(Stopped):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("taken for an error")
+
+
+def test_a_second_signal_ends_the_process():
+    code = (
+        "import time\n"
+        "from diffusion.training import signals\n"
+        "signals.SAME_REQUEST = 0.05\n"
+        "with signals.listening() as stop, stop.deferred():\n"
+        "    print('ready', flush=True)\n"
+        "    while not stop.asked: time.sleep(0.01)\n"
+        "    print('asked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for said in ("ready\n", "asked\n"):
+        assert process.stdout.readline() == said
+        time.sleep(0.1)
+        process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGUSR1
+    assert signals.SAME_REQUEST >= 1
