@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -20,21 +21,12 @@ from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker
 from diffusion.training.trainer import Trainer
 from scripts.build import build, check, fit_space, load_space, load_system
 from scripts.console import note
-from scripts.errors import UsageError, run
+from scripts.dry_run import dry_run
+from scripts.errors import run
 from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split
 from scripts.likelihood import evaluate_likelihood
-from scripts.options import Options
+from scripts.options import Options, given_flags
 from scripts.sampling import sample
-
-
-def check_output_dir(options: Options) -> None:
-    """Raises UsageError where --output_dir holds a run already."""
-    chosen = options.run.output_dir
-    if chosen is not None and (Path(chosen) / "args.json").exists():
-        raise UsageError(
-            f"{chosen}: holds a run already; choose another --output_dir, or continue it with --resume_training "
-            f"--resume_dir {chosen}"
-        )
 
 
 def make_run_dir(options: Options, corpus_name: str) -> Path:
@@ -62,8 +54,6 @@ def train(options: Options, stop: StopSignals) -> None:
         mixed_precision=options.training.mixed_precision,
         gradient_accumulation_steps=options.training.gradient_accumulation_steps,
     )
-    if accelerator.is_main_process and not resumed:
-        check_output_dir(options)
     with accelerator.main_process_first():  # the others find what the first one encoded
         space = load_space(options, run_dir) if resumed else fit_space(options, corpus)
         system = build(options, corpus, space)
@@ -152,6 +142,10 @@ MODES = {
 
 
 def main() -> None:
+    if "dry_run" in given_flags(sys.argv[1:]):
+        problems: list[str] = []
+        dry_run(Options.from_argv(description=__doc__, problems=problems), problems)
+        return
     options = Options.from_argv(description=__doc__)
     with listening() as stop:
         MODES[options.run.mode](options, stop)

@@ -73,11 +73,7 @@ def encoded(
 
     Of many processes one builds and the others wait, and a build cut short does no harm, as `claimed` says.
     """
-    key = hashlib.sha256(f"{codec.fingerprint} {dtype}".encode())
-    for text in texts:
-        content = text.encode()
-        key.update(len(content).to_bytes(8, "little") + content)
-    place = folder / f"{name}-{key.hexdigest()[:16]}"
+    place = cache_folder(codec, texts, folder, name, dtype)
     about = {"codec": codec.fingerprint, "dtype": dtype, "width": codec.width, "texts": len(texts)}
     if not place.is_dir():
         with claimed(place, "states.npy", f"{name}: another process is encoding these texts; waiting for it") as file:
@@ -87,6 +83,15 @@ def encoded(
         return _read(place, about, codec.max_length)
     except Exception as error:  # numpy raises many kinds for a header that does not hold what it should
         raise ModelError(f"{place}: damaged ({first_line(error)}); delete the folder, it is made anew") from error
+
+
+def cache_folder(codec: Seq2SeqCodec, texts: Sequence[str], folder: Path, name: str, dtype: LatentDtype) -> Path:
+    """Where `encoded` keeps the cache of these texts."""
+    key = hashlib.sha256(f"{codec.fingerprint} {dtype}".encode())
+    for text in texts:
+        content = text.encode()
+        key.update(len(content).to_bytes(8, "little") + content)
+    return folder / f"{name}-{key.hexdigest()[:16]}"
 
 
 def _read(place: Path, about: dict[str, Any], max_length: int) -> LatentCache:

@@ -95,10 +95,16 @@ class Seq2SeqCodec:
 
     @classmethod
     def load(cls, folder: Path, max_length: int = 64, device: str | torch.device = "cpu") -> Seq2SeqCodec:
-        """Loads a cached model; raises ModelError where the folder is no encoder-decoder with a tokenizer."""
+        """Loads a cached model; raises ModelError where the folder is no encoder-decoder with a tokenizer.
+
+        On the device "meta" it has no weights: their files are opened, not read.
+        """
         on_disk = {"local_files_only": True, "trust_remote_code": False}
+        outline = {"device_map": "meta"} if str(device) == "meta" else {}
         try:
-            model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **on_disk)
+            model = AutoModelForSeq2SeqLM.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, **outline, **on_disk
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
             raise ModelError(

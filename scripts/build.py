@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,19 +16,17 @@ from diffusion.process import Process
 from diffusion.schedules import warped
 from diffusion.training import checkpoint
 from diffusion.training.objective import Objective
-from latent_models.codec import ModelError, find_model
-from latent_models.corpora import Corpus, Split, load_corpus
-from latent_models.token_codec import find_tokenizer
+from latent_models.codec import find_model
+from latent_models.corpora import Corpus, Split
 from offline_metrics.language_model import FeatureModel, LanguageModel, load_feature_model
 from offline_metrics.result_store import ResultStore
 from offline_metrics.suite import MetricSuite
 from scripts.bert import load_bert
+from scripts.checks import check, metric_model, tokenizer_name
 from scripts.console import note
 from scripts.demo_grammar import acceptance
-from scripts.errors import UsageError
 from scripts.hardware import compile_trunk, device
-from scripts.method_options import CHARACTERS
-from scripts.methods import METHODS, Method, check_flags, sampler_of
+from scripts.methods import METHODS, Method, sampler_of
 from scripts.options import Options
 from scripts.spaces import LatentSpace, Space, TokenSpace
 
@@ -98,7 +95,8 @@ class System:
     @cached_property
     def metric_models(self) -> tuple[LanguageModel | None, FeatureModel | None]:
         """Scorer and feature model, loaded once; None for a default one that is not on this machine."""
-        return load_metric_models(*metric_model_paths(self.options), device())
+        paths = (metric_model(self.options, flag) for flag in ("perplexity_model", "mauve_model"))
+        return load_metric_models(*paths, device())
 
     @cached_property
     def store(self) -> ResultStore:
@@ -126,20 +124,6 @@ def shuffled(texts: Sequence[str], seed: int) -> list[str]:
     return [texts[i] for i in order.tolist()]
 
 
-def metric_model_paths(options: Options) -> tuple[Path | None, Path | None]:
-    """Folders of scorer and feature model. A default one may be missing in training: its metrics are then left out."""
-    paths = []
-    for flag in ("perplexity_model", "mauve_model"):
-        name = getattr(options.metrics, flag)
-        try:
-            paths.append(find_model(name))
-        except ModelError:
-            if flag in options.given or options.run.mode in ("eval", "eval_test"):
-                raise
-            paths.append(None)
-    return tuple(paths)
-
-
 def load_metric_models(
     scorer_path: Path | None, feature_path: Path | None, device: torch.device
 ) -> tuple[LanguageModel | None, FeatureModel | None]:
@@ -148,60 +132,6 @@ def load_metric_models(
     if scorer and feature_path == scorer_path:
         return scorer, scorer
     return scorer, load_feature_model(feature_path, device) if feature_path else None
-
-
-def check_writable(flag: str, folder: str | Path) -> None:
-    """Raises UsageError where `folder` is not there and cannot be made, or cannot be written to."""
-    there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UsageError(f"--{flag} {folder}: {there} is a file; expected a folder, or a place for one")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"--{flag} {folder}: {there} cannot be written to; choose another folder")
-
-
-def check(options: Options) -> Corpus:
-    """Everything that can be found wrong before a model is loaded; returns the corpus."""
-    check_flags(options)
-    corpus = load_corpus(options.data)
-    if options.denoiser.class_conditional and not corpus.classes:
-        raise UsageError(
-            f"--class_conditional: no text of {corpus.name!r} has a label {options.data.label_field!r}; expected a "
-            "label column, named by --label_field"
-        )
-    if options.tokens.condition_on_source and any(
-        source is None for split in (corpus.train, corpus.valid, corpus.test) for source in split.sources
-    ):
-        raise UsageError(f"--condition_on_source: texts of {corpus.name!r} have no source; expected `source` or `src`")
-    check_models(options)
-    if options.run.output_dir is not None:
-        check_writable("output_dir", options.run.output_dir)
-    if options.run.mode in ("train", "resume_training"):
-        check_writable("save_dir", options.run.save_dir)
-    if options.run.mode not in ("gen_data", "ppl_eval"):
-        names = (options.metrics.perplexity_model, options.metrics.mauve_model)
-        paths = metric_model_paths(options)
-        missing = sorted({name for name, path in zip(names, paths, strict=True) if path is None})
-        if missing:
-            note(
-                f"warning: {', '.join(missing)} not on this machine, so metrics that need it are left out; on a "
-                f"machine with internet run: python -m scripts.cache_models {' '.join(missing)}"
-            )
-    return corpus
-
-
-def check_models(options: Options) -> None:
-    """Raises ModelError where what the method reads texts with is not on this machine."""
-    if not METHODS[options.method.method].on_tokens:
-        find_model(options.codec.enc_dec_model)
-    elif options.run.resume_dir is None and options.tokens.tokenizer != CHARACTERS:
-        find_tokenizer(tokenizer_name(options))
-    if options.method.bert_model is not None:
-        find_model(options.method.bert_model)
-
-
-def tokenizer_name(options: Options) -> str:
-    """The tokenizer: --tokenizer, else that of the BERT or of the encoder-decoder."""
-    return options.tokens.tokenizer or options.method.bert_model or options.codec.enc_dec_model
 
 
 def space_type(options: Options) -> type[Space]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from transformers import HfArgumentParser
 
-from scripts.errors import UsageError
+from scripts.errors import USER_ERRORS, UsageError
 
 # Flags that the reference system reads and then ignores; here they would be as dead, so they are refused.
 REFUSED = {
@@ -23,21 +26,39 @@ class OneLineParser(HfArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
-def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple:
-    """Parses `argv` into one object per dataclass; a wrong value, an unknown or a shortened flag raises UsageError."""
+def parse(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    problems: list[str] | None = None,
+) -> tuple:
+    """Parses `argv` into one object per dataclass; an unknown or a shortened flag raises UsageError.
+
+    So does a wrong value; with `problems` all of them are told there, and left at their defaults.
+    """
     summary = (description or "").split("\n\n")[0]
     parser = OneLineParser(dataclass_types, description=summary, allow_abbrev=False)
     argv = sys.argv[1:] if argv is None else list(argv)
     for flag in given_flags(argv) & REFUSED.keys():
         raise UsageError(f"--{flag} is refused: {REFUSED[flag]}")
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        argv,
-        return_remaining_strings=True,
-        look_for_args_file=False,  # a file of flags lying beside the script must not change a run unseen
-    )
+    values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]!r}; expected the flags that --help lists")
-    return tuple(parsed)
+    return tuple(
+        _group(kind, {each.name: getattr(values, each.name) for each in fields(kind)}, problems)
+        for kind in dataclass_types
+    )
+
+
+def _group(kind: type, values: dict[str, Any], problems: list[str] | None) -> Any:
+    try:
+        return kind(**values)
+    except USER_ERRORS as error:
+        right = {name: value for name, value in values.items() if name not in re.findall(r"--(\w+)", str(error))}
+        if problems is None or len(right) == len(values):
+            raise
+        problems.append(str(error))
+        return _group(kind, right, problems)
 
 
 def given_flags(argv: Sequence[str]) -> set[str]:

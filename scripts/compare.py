@@ -14,7 +14,7 @@ from typing import ClassVar
 from diffusion.training import checkpoint
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.build import check_writable
+from scripts.checks import check_writable
 from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, write_rows

@@ -18,6 +18,14 @@ class UsageError(Exception):
     """A wrong option or a wrong file, told in one line."""
 
 
+class Problems(Exception):
+    """Several things wrong at once, one line each."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
 class PlainParser(argparse.ArgumentParser):
     """A parser without dataclasses whose complaints are one line each."""
 
@@ -41,6 +49,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except USER_ERRORS as error:
         _leave(str(error))
+    except Problems as problems:
+        _leave(*problems.lines)
     except OSError as error:  # a full disk, a folder without permission: nothing that we could foresee
         if error.strerror is None:
             raise
@@ -57,6 +67,7 @@ def run(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
-def _leave(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _leave(*messages: str) -> NoReturn:
+    for message in messages:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(EXIT_USER_ERROR)

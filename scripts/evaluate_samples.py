@@ -13,7 +13,8 @@ from latent_models.codec import find_models
 from latent_models.corpora import DataOptions, load_corpus
 from offline_metrics import report
 from offline_metrics.suite import MetricOptions, MetricSuite
-from scripts.build import EXTRA_METRICS, check_writable, device, load_metric_models, result_store, shuffled
+from scripts.build import EXTRA_METRICS, device, load_metric_models, result_store, shuffled
+from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, VALID_SEED, write_rows
 from scripts.options import parse

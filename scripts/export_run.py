@@ -16,7 +16,8 @@ from typing import ClassVar
 from safetensors.torch import save_file
 
 from diffusion.training import checkpoint
-from scripts.build import check_writable, space_type
+from scripts.build import space_type
+from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.options import Options, parse
 

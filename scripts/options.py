@@ -59,6 +59,9 @@ class RunOptions:
     compile: bool = field(
         default=False, metadata={"help": "compile the trunk: a minute or two before the first step, faster ones then"}
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "only tell what is missing or wrong, all of it, or what the job will take"}
+    )
     resume_training: bool = field(default=False, metadata={"help": "continue the run of --resume_dir"})
     resume_dir: str | None = field(default=None, metadata={"help": "run folder to continue, evaluate or sample from"})
     milestone: int | None = field(default=None, metadata={"help": "step of the checkpoint to load (the newest)"})
@@ -113,10 +116,12 @@ class Options:
     given: frozenset[str] = frozenset()  # flags that stood on the command line
 
     @classmethod
-    def from_argv(cls, argv: Sequence[str] | None = None, description: str | None = None) -> Options:
+    def from_argv(
+        cls, argv: Sequence[str] | None = None, description: str | None = None, problems: list[str] | None = None
+    ) -> Options:
         """The options of a command line; those of an earlier run where it names one with --resume_dir."""
         argv = sys.argv[1:] if argv is None else list(argv)
-        return cls.from_groups(parse(GROUPS, argv, description), argv)
+        return cls.from_groups(parse(GROUPS, argv, description, problems), argv)
 
     @classmethod
     def from_groups(cls, groups: Sequence[Any], argv: Sequence[str]) -> Options:

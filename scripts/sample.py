@@ -16,9 +16,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scripts.build import System, check_writable, load_system, space_type
+from scripts.build import System, load_system, space_type
+from scripts.checks import check_writable
 from scripts.conditional import FIRST, chosen
 from scripts.console import note
+from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.methods import METHODS
 from scripts.options import GROUPS, Options, parse
@@ -100,6 +102,8 @@ def main() -> None:
     if output.output_file is not None:
         check_writable("output_file", Path(output.output_file).parent)
     check_sampling(options, output)
+    if options.run.dry_run:
+        return dry_run(options, [])
     system, step = load_system(options)
     strategy = output.strategy or system.space.strategies[0]
     note(f"{options.run.resume_dir}, step {step:,}")

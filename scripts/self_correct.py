@@ -28,7 +28,9 @@ from latent_models.codec import ModelError
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.report import write_json
 from offline_metrics.self_bleu import self_bleu4
-from scripts.build import System, check_writable, load_system
+from scripts.build import System, load_system
+from scripts.checks import check_writable
+from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.methods import SHARPENING
 from scripts.options import GROUPS, Options, parse
@@ -181,6 +183,8 @@ def main() -> None:
     check_writable("output_file", target.parent)
     check_run(options)
     rows = read_samples(path)
+    if options.run.dry_run:
+        return dry_run(options, [])
     system, _ = load_system(options)
     results = correct(system, all_ids(system, rows, path), correction, options.training.random_seed)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -104,11 +104,7 @@ class LatentSpace:
     def load(cls, options: CodecOptions, run_dir: Path, save_dir: Path, device: torch.device) -> LatentSpace:
         """The space of an earlier run; UsageError where the codec has another width."""
         codec, statistics = load_codec(options, device), LatentStatistics.load(run_dir / STATISTICS)
-        if len(statistics.mean) != codec.width:
-            raise UsageError(
-                f"--enc_dec_model {options.enc_dec_model}: has width {codec.width}, the run {run_dir} was trained with "
-                f"{len(statistics.mean)}; give the model it was trained with"
-            )
+        check_width(options, codec, statistics, run_dir)
         return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
 
     @property
@@ -140,6 +136,15 @@ class LatentSpace:
 
     def save(self, run_dir: Path) -> None:
         self.statistics.save(run_dir / STATISTICS)
+
+
+def check_width(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentStatistics, run_dir: Path) -> None:
+    """Raises UsageError where the codec has another width than that of the run."""
+    if len(statistics.mean) != codec.width:
+        raise UsageError(
+            f"--enc_dec_model {options.enc_dec_model}: has width {codec.width}, the run {run_dir} was trained with "
+            f"{len(statistics.mean)}; give the model it was trained with"
+        )
 
 
 def load_codec(options: CodecOptions, device: torch.device) -> Seq2SeqCodec:

@@ -20,6 +20,7 @@ from offline_metrics import report
 from offline_metrics.scores import Scores
 from scripts.build import System, load_system
 from scripts.console import note
+from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, TEST_SEEDS, write_rows
 from scripts.methods import METHODS
@@ -91,7 +92,10 @@ def score_cell(system: System, chosen: System, seed: int, strategy: str, folder:
 def main() -> None:
     argv = [*sys.argv[1:], "--eval_test"]
     *groups, curves = parse([*GROUPS, CurveOptions], argv, __doc__)
-    system, step = load_system(Options.from_groups(groups, argv))
+    options = Options.from_groups(groups, argv)
+    if options.run.dry_run:
+        return dry_run(options, [])
+    system, step = load_system(options)
     strategy = curves.strategy or system.space.strategies[0]
     if strategy not in system.space.strategies:
         raise UsageError(f"--strategy {strategy!r} is not one of: {', '.join(system.space.strategies)}")

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions
-from scripts.build import check_writable
+from scripts.checks import check_writable
 from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.method_options import TokenOptions

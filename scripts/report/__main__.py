@@ -12,7 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
-from scripts.build import check_writable
+from scripts.checks import check_writable
 from scripts.console import note
 from scripts.errors import USER_ERRORS, PlainParser, UsageError, run
 from scripts.report.film import Frame, film_strips

@@ -1,0 +1,136 @@
+"""Everything that can be found wrong before a model is loaded: one list for the job, which stops at the first, and for
+--dry_run, which tells all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from diffusion.training import checkpoint
+from latent_models.codec import ModelError, find_model
+from latent_models.corpora import Corpus, load_corpus
+from latent_models.token_codec import find_tokenizer
+from scripts.console import note
+from scripts.errors import UsageError
+from scripts.method_options import CHARACTERS
+from scripts.methods import METHODS, check_flags
+from scripts.options import Options
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the checks of a job read: its options, and its corpus once."""
+
+    options: Options
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return load_corpus(self.options.data)
+
+
+def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
+    """Everything that can be found wrong before a model is loaded: calls that raise a user's error where it is."""
+    options = inputs.options
+    run_options = options.run
+    if run_options.resume_dir is not None:
+        yield lambda: checkpoint.find_checkpoint(Path(run_options.resume_dir), run_options.milestone)
+    yield lambda: check_flags(options)
+    yield lambda: inputs.corpus
+    yield lambda: check_corpus(inputs)
+    for find, name in needed_models(options).values():
+        yield lambda find=find, name=name: find(name)
+    if run_options.output_dir is not None:
+        yield lambda: check_writable("output_dir", run_options.output_dir)
+        yield lambda: check_output_dir(options)
+    if run_options.mode in ("train", "resume_training"):
+        yield lambda: check_writable("save_dir", run_options.save_dir)
+    for flag in metric_models(options):
+        yield lambda flag=flag: metric_model(options, flag)
+
+
+def check(options: Options) -> Corpus:
+    """Raises the first of what `checks` finds wrong; returns the corpus."""
+    inputs = Inputs(options)
+    for each in checks(inputs):
+        each()
+    if missing := missing_metric_models(options):
+        note(
+            f"warning: {', '.join(missing)} not on this machine, so metrics that need it are left out; on a "
+            f"machine with internet run: python -m scripts.cache_models {' '.join(missing)}"
+        )
+    return inputs.corpus
+
+
+def check_corpus(inputs: Inputs) -> None:
+    """Raises UsageError where the texts lack what the options ask of them."""
+    options, corpus = inputs.options, inputs.corpus
+    if options.denoiser.class_conditional and not corpus.classes:
+        raise UsageError(
+            f"--class_conditional: no text of {corpus.name!r} has a label {options.data.label_field!r}; expected a "
+            "label column, named by --label_field"
+        )
+    if options.tokens.condition_on_source and any(
+        source is None for split in (corpus.train, corpus.valid, corpus.test) for source in split.sources
+    ):
+        raise UsageError(f"--condition_on_source: texts of {corpus.name!r} have no source; expected `source` or `src`")
+
+
+def check_output_dir(options: Options) -> None:
+    """Raises UsageError where the --output_dir of a new run holds a run already."""
+    chosen = options.run.output_dir
+    if options.run.mode == "train" and (Path(chosen) / "args.json").exists():
+        raise UsageError(
+            f"{chosen}: holds a run already; choose another --output_dir, or continue it with --resume_training "
+            f"--resume_dir {chosen}"
+        )
+
+
+def needed_models(options: Options) -> dict[str, tuple[Callable[[str], Path], str]]:
+    """Flag -> how to find, and the name of, what the method reads texts with."""
+    needed = {}
+    if not METHODS[options.method.method].on_tokens:
+        needed["enc_dec_model"] = find_model, options.codec.enc_dec_model
+    elif options.run.resume_dir is None and options.tokens.tokenizer != CHARACTERS:
+        needed["tokenizer"] = find_tokenizer, tokenizer_name(options)
+    if options.method.bert_model is not None:
+        needed["bert_model"] = find_model, options.method.bert_model
+    return needed
+
+
+def check_writable(flag: str, folder: str | Path) -> None:
+    """Raises UsageError where `folder` is not there and cannot be made, or cannot be written to."""
+    there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UsageError(f"--{flag} {folder}: {there} is a file; expected a folder, or a place for one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--{flag} {folder}: {there} cannot be written to; choose another folder")
+
+
+def tokenizer_name(options: Options) -> str:
+    """The tokenizer: --tokenizer, else that of the BERT or of the encoder-decoder."""
+    return options.tokens.tokenizer or options.method.bert_model or options.codec.enc_dec_model
+
+
+def metric_models(options: Options) -> tuple[str, ...]:
+    """The flags of the models that the job scores with."""
+    return () if options.run.mode in ("gen_data", "ppl_eval") else ("perplexity_model", "mauve_model")
+
+
+def metric_model(options: Options, flag: str) -> Path | None:
+    """The folder of scorer or feature model. A default one may be missing in training: its metrics are left out."""
+    try:
+        return find_model(getattr(options.metrics, flag))
+    except ModelError:
+        if flag in options.given or options.run.mode in ("eval", "eval_test"):
+            raise
+        return None
+
+
+def missing_metric_models(options: Options) -> list[str]:
+    """The names of models whose metrics are left out."""
+    return sorted(
+        {getattr(options.metrics, flag) for flag in metric_models(options) if metric_model(options, flag) is None}
+    )

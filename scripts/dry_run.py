@@ -1,0 +1,241 @@
+"""--dry_run: what a job needs and will take, looked at in seconds, without a GPU and without writing anything.
+
+Whatever is missing or wrong is told at once, one line each; else a short table of what the job would be.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from diffusion.training import checkpoint
+from latent_models.codec import ModelError, find_model, first_line
+from latent_models.latent_cache import STORED, cache_folder
+from latent_models.seq2seq_codec import Seq2SeqCodec
+from latent_models.statistics import LatentStatistics
+from scripts.build import fit_space, load_space, make_denoiser
+from scripts.checks import Inputs, checks, metric_model, metric_models, missing_metric_models, needed_models
+from scripts.errors import USER_ERRORS, Problems, UsageError
+from scripts.methods import METHODS
+from scripts.options import Options
+from scripts.spaces import STATISTICS, check_width
+
+FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
+SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded splits
+GROUPS_READ = {"resume_training": ("model", "ema", "optimizer", "random")}  # of a checkpoint; else the average alone
+Result = TypeVar("Result")
+
+
+@dataclass
+class Findings:
+    """What is wrong, each line once, and the rows of the table."""
+
+    problems: list[str] = field(default_factory=list)
+    rows: dict[str, str] = field(default_factory=dict)
+
+    def of(self, call: Callable[[], Result]) -> Result | None:
+        """What `call` gives; None where it finds something wrong, which is kept."""
+        try:
+            return call()
+        except (*USER_ERRORS, OSError) as error:
+            self.add(str(error))
+            return None
+
+    def add(self, problem: str) -> None:
+        line = " ".join(problem.split())
+        if line not in self.problems:
+            self.problems.append(line)
+
+
+def dry_run(options: Options, problems: list[str]) -> None:
+    """Prints the table; raises Problems with all that is wrong, `problems` found before this among it."""
+    findings = look(options, problems)
+    if findings.problems:
+        raise Problems(findings.problems)
+    width = max(map(len, findings.rows))
+    print("\n".join(f"{name:<{width}}  {what}" for name, what in findings.rows.items()), flush=True)
+
+
+def look(options: Options, problems: list[str]) -> Findings:
+    """All that can be said of a job before it starts."""
+    findings, inputs = Findings(list(dict.fromkeys(problems))), Inputs(options)
+    for each in checks(inputs):
+        findings.of(each)
+    codec = findings.of(lambda: _codec(options)) if "enc_dec_model" in needed_models(options) else None
+    readers = {folder: findings.of(lambda folder=folder: _reader(folder)) for folder in _reader_folders(options)}
+    if options.run.resume_dir is not None:
+        findings.of(lambda: _read_checkpoint(options))
+    network = None if findings.problems else findings.of(lambda: _network(inputs, codec))
+    if findings.problems:  # what the job would be rests on all of it
+        return findings
+
+    corpus, training = inputs.corpus, options.run.mode in ("train", "resume_training")
+    frozen = {path: _parameters(model) for path, model in readers.items()}
+    if codec is not None:
+        frozen[find_model(options.codec.enc_dec_model)] = _parameters(codec.model)
+    sizes = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "valid", "test"))
+    findings.rows["job"] = f"{options.run.mode}, {options.method.method}, {corpus.name} ({sizes} texts)"
+    findings.rows["network"] = f"{_parameters(network) / 1e6:,.1f} M parameters"
+    findings.rows["models"] = ", ".join(f"{path} ({count / 1e6:,.1f} M)" for path, count in frozen.items()) or "none"
+    if training:
+        findings.rows["steps"] = _steps(options, len(corpus.train))
+        _disk(inputs, codec, _parameters(network), findings)
+    findings.rows["memory"] = _memory(options, _parameters(network), sum(frozen.values()), training)
+    if missing := missing_metric_models(options):
+        findings.rows["left out"] = f"metrics of {', '.join(missing)}, not on this machine"
+    return findings
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def _codec(options: Options) -> Seq2SeqCodec:
+    """The encoder-decoder without its weights: of their files the headers are read."""
+    return Seq2SeqCodec.load(find_model(options.codec.enc_dec_model), options.codec.max_length, "meta")
+
+
+def _reader_folders(options: Options) -> list[Path]:
+    """The metrics' models that are there, each once."""
+    folders = []
+    for flag in metric_models(options):
+        with suppress(ModelError):
+            folders.append(metric_model(options, flag))
+    return [folder for folder in dict.fromkeys(folders) if folder is not None]
+
+
+def _reader(folder: Path) -> nn.Module:
+    """A model of the metrics without its weights; raises ModelError where it would not load."""
+    is_sentence_model = (folder / "modules.json").is_file()
+    kind = AutoModel if is_sentence_model else AutoModelForCausalLM
+    on_disk = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        AutoTokenizer.from_pretrained(folder, **on_disk)
+        model, report = kind.from_pretrained(
+            folder, device_map="meta", use_safetensors=True, output_loading_info=True, **on_disk
+        )
+    except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
+        raise ModelError(f"{folder}: cannot load the model: {first_line(error)}; cache it again") from error
+    absent = sorted({*report["missing_keys"], *report["mismatched_keys"]})
+    if absent and not is_sentence_model:
+        raise ModelError(f"{folder}: {len(absent)} weights are not there (first: {absent[0]}); cache the model again")
+    return model
+
+
+def _read_checkpoint(options: Options) -> None:
+    """Raises UsageError where a file of the checkpoint is missing or cut short."""
+    folder = checkpoint.find_checkpoint(Path(options.run.resume_dir), options.run.milestone)
+    for name in GROUPS_READ.get(options.run.mode, ("ema",)):
+        path = folder / f"{name}.safetensors"
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{path}: cannot be read ({error}); use an older checkpoint") from None
+    checkpoint.load(folder)  # its state.json
+
+
+def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
+    """The denoiser of the job, without weights but for a pretrained BERT's."""
+    options = inputs.options
+    run_dir = None if options.run.resume_dir is None else Path(options.run.resume_dir)
+    if codec is None:
+        space = fit_space(options, inputs.corpus) if run_dir is None else load_space(options, run_dir)
+    else:
+        space = SimpleNamespace(codec=codec)  # all that the network needs to know of latents is their width
+        if run_dir is not None:
+            check_width(options.codec, codec, LatentStatistics.load(run_dir / STATISTICS), run_dir)
+    process = METHODS[options.method.method].process(options, space)
+    with nullcontext() if options.method.bert_model else torch.device("meta"):
+        return make_denoiser(options, inputs.corpus, space, process)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# --- what it will take ------------------------------------------------------------------------------------------------
+
+
+def _steps(options: Options, texts: int) -> str:
+    training = options.training
+    per_step = training.train_batch_size * training.gradient_accumulation_steps
+    batches = -(-texts // training.train_batch_size)
+    epochs = training.num_train_steps * training.gradient_accumulation_steps / batches
+    evaluations = training.num_train_steps // training.save_and_sample_every
+    return (
+        f"{training.num_train_steps:,} of {per_step} texts, {epochs:,.1f} epochs; {evaluations:,} evaluations of "
+        f"{options.run.num_samples:,} samples"
+    )
+
+
+def _memory(options: Options, parameters: int, frozen: int, training: bool) -> str:
+    """Weights and their kin, and the activations of one batch after Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2.
+
+    Of one process that has the batch to itself; their count of a plain layer of 16-bit numbers is doubled for float32.
+    """
+    batch = options.training.train_batch_size if training else options.training.eval_batch_size
+    L, trunk = options.codec.max_length, options.denoiser
+    weights = parameters * FLOAT * (3 + _moments(options) if training else 1) + frozen * FLOAT
+    activations = 0
+    if training:
+        per_layer = batch * L * trunk.tx_dim * 34 + 5 * batch * (trunk.tx_dim // 64) * L * L
+        activations = per_layer * trunk.tx_depth * (2 if options.training.mixed_precision == "no" else 1)
+    return f"about {_size(weights + activations)}: weights and their kin {_size(weights)}, the rest for {batch} texts"
+
+
+def _moments(options: Options) -> int:
+    """Numbers that the optimizer keeps for each weight."""
+    return 1 if options.optim.optimizer.lower() == "lion" else 2
+
+
+def _disk(inputs: Inputs, codec: Seq2SeqCodec | None, parameters: int, findings: Findings) -> None:
+    """What checkpoints and encoded splits will take that are not there yet, and whether there is room for it."""
+    options = inputs.options
+    run_dir = Path(options.run.resume_dir or options.run.output_dir or options.run.save_dir)
+    training = options.training
+    saves = -(-training.num_train_steps // training.save_and_sample_every)
+    kept = min(saves, training.keep_checkpoints + 1) if training.keep_checkpoints else saves
+    each = parameters * FLOAT * (2 + _moments(options))  # model, average, optimizer
+    there = sum(path.stat().st_size for path in (run_dir / checkpoint.FOLDER).rglob("*") if path.is_file())
+    needs = {"checkpoints": (run_dir, max(0, kept * each - (there if options.run.resume_dir else 0)))}
+    if codec is not None:
+        folder = Path(options.run.save_dir) / "latents"
+        missing = sum(_encoded_size(codec, inputs, name, folder) for name in ("train", "valid"))
+        needs["encoded splits"] = (folder, missing)
+    rooms: dict[int, tuple[str, int, int]] = {}  # by file system: a folder there, what is free, what is needed
+    for folder, size in needs.values():
+        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        shown, free, needed = rooms.get(place.stat().st_dev, (str(folder), shutil.disk_usage(place).free, 0))
+        rooms[place.stat().st_dev] = shown, free, needed + size
+    for shown, free, needed in rooms.values():
+        if needed > free:
+            findings.add(
+                f"{shown}: {_size(needed)} are needed ({', '.join(needs)}) and {_size(free)} are free; make room, or "
+                "choose another --save_dir and --output_dir"
+            )
+    findings.rows["disk"] = ", ".join(f"{_size(size)} for {what} at {at}" for what, (at, size) in needs.items())
+
+
+def _encoded_size(codec: Seq2SeqCodec, inputs: Inputs, name: str, folder: Path) -> int:
+    """Bytes that the encoded split will take, from the lengths of some of its texts; 0 where it is there."""
+    texts, dtype = getattr(inputs.corpus, name).texts, inputs.options.codec.latent_dtype
+    if cache_folder(codec, texts, folder, f"{inputs.corpus.name}-{name}", dtype).is_dir():
+        return 0
+    some = texts[:: -(-len(texts) // SAMPLED)]
+    tokens = sum(min(length, codec.max_length) for length in codec.token_lengths(some)) * len(texts) / len(some)
+    return int(tokens * codec.width * STORED[dtype].itemsize)
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
