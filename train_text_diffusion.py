@@ -23,7 +23,7 @@ from scripts.build import build, check, fit_space, load_space, load_system
 from scripts.console import note
 from scripts.dry_run import dry_run
 from scripts.errors import run
-from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split
+from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
 from scripts.likelihood import evaluate_likelihood
 from scripts.options import Options, given_flags
 from scripts.sampling import sample
@@ -103,14 +103,14 @@ def evaluate_run(options: Options, stop: StopSignals) -> None:
     """--eval and --eval_test."""
     system, step = load_system(options)
     name, seeds = ("valid", (VALID_SEED,)) if options.run.mode == "eval" else ("test", TEST_SEEDS)
-    folder = Path(options.run.output_dir or options.run.resume_dir) / "evaluation" / f"{name}_step_{step:08d}"
+    folder = result_folder(Path(options.run.output_dir or options.run.resume_dir), options.run.mode, step)
     evaluate_split(system, getattr(system.corpus, name), seeds, folder)
 
 
 def evaluate_ppl(options: Options, stop: StopSignals) -> None:
     """--ppl_eval: nats per sequence, token and word of the test split."""
     system, step = load_system(options)
-    folder = Path(options.run.output_dir or options.run.resume_dir) / "evaluation" / f"likelihood_step_{step:08d}"
+    folder = result_folder(Path(options.run.output_dir or options.run.resume_dir), options.run.mode, step)
     evaluate_likelihood(system, "test", folder)
 
 

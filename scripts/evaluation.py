@@ -22,6 +22,7 @@ from scripts.sampling import sample
 TEST_SEEDS = (42, 43, 44, 45, 46)
 VALID_SEED = 42
 HUMAN = "human"
+RESULTS = {"eval": "valid", "eval_test": "test", "ppl_eval": "likelihood"}  # mode -> what its folder begins with
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Evaluation:
         write_rows(folder, self.rows)
         made = len((self.candidates or next(iter(self.samples.values()))).first)
         report.write_json(folder / "timing.json", {"seconds": self.seconds, "samples": made})
+
+
+def result_folder(run_dir: Path, mode: str, step: int) -> Path:
+    """Where a mode writes what it finds of a run."""
+    return run_dir / "evaluation" / f"{RESULTS[mode]}_step_{step:08d}"
 
 
 def write_rows(folder: Path, rows: dict[str, Scores]) -> str:

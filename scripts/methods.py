@@ -180,7 +180,7 @@ def check_flags(options: Options) -> None:
     if options.method.bert_model is not None:
         _check_bert(options)
     if options.run.mode == "ppl_eval":
-        _check_likelihood(options)
+        check_likelihood(options)
 
 
 def _check_bert(options: Options) -> None:
@@ -192,7 +192,8 @@ def _check_bert(options: Options) -> None:
             )
 
 
-def _check_likelihood(options: Options) -> None:
+def check_likelihood(options: Options) -> None:
+    """Raises UsageError where --ppl_eval would have nothing to say of such a run."""
     name = options.method.method
     if not METHODS[name].on_tokens:
         raise UsageError(

@@ -187,27 +187,28 @@ def read_args(run_dir: Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or not saved.keys() <= types.keys():
         raise UsageError(f"{path}: not the options of a run; expected a JSON object of the flags that --help lists")
     for key, value in saved.items():
-        if not _fits(value, types[key]):
+        if not fits(value, types[key]):
             raise UsageError(
-                f"{path}: {key} is {json.dumps(value)}; expected {_name(types[key])}, as --help says; put it right"
+                f"{path}: {key} is {json.dumps(value)}; expected {kind_name(types[key])}, as --help says; put it right"
             )
     return saved
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is one that the flag could have had."""
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from a file is one that a flag of this kind could have had."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_args(kind):  # X | None
-        return any(_fits(value, each) for each in get_args(kind))
+        return any(fits(value, each) for each in get_args(kind))
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind
 
 
-def _name(kind: Any) -> str:
+def kind_name(kind: Any) -> str:
+    """What values of a kind are, for people."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_args(kind):
-        return " or ".join(map(_name, get_args(kind)))
+        return " or ".join(map(kind_name, get_args(kind)))
     return {str: "a string", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}[kind]

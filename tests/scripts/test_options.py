@@ -66,8 +66,8 @@ REFERENCE_DEFAULTS = {
 # Ours differ where the reference's cannot be trained (noise prediction), are a slip, or are needed for any good result.
 OWN_DEFAULTS = {"objective": "pred_x0", "optimizer": "adamw", "normalize_latent": True}
 ONE_CALL = (
-    "compile", "dry_run",
-    "eval", "eval_test", "ppl_eval", "gen_data", "resume_training", "resume_dir", "milestone", "mbr_candidates"
+    "compile", "eval", "eval_test", "ppl_eval", "gen_data", "resume_training", "resume_dir", "milestone",
+    "mbr_candidates", "dry_run",
 )  # fmt: skip
 
 
