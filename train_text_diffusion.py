@@ -26,6 +26,7 @@ from scripts.errors import run
 from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
 from scripts.likelihood import evaluate_likelihood
 from scripts.options import Options, given_flags
+from scripts.processes import is_main, join
 from scripts.sampling import sample
 
 
@@ -63,7 +64,7 @@ def train(options: Options, stop: StopSignals) -> None:
         space.save(run_dir)
     (run_dir,) = broadcast_object_list([run_dir])
 
-    set_seed(options.training.random_seed)  # dropout draws from the global generators
+    set_seed(options.training.random_seed, device_specific=True)  # dropout draws from the global generators
     evaluator = TrainingEvaluator(system, run_dir)
     trainer = Trainer(
         options.training,
@@ -123,6 +124,8 @@ def generate_data(options: Options, stop: StopSignals) -> None:
     labels = [i % classes for i in range(wanted)] if classes else None
     for seed in TEST_SEEDS:
         samples = sample(system, wanted, seed, labels=labels)
+        if not is_main():
+            continue
         path = folder / f"synth_sample{wanted}_seed{seed}.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -148,6 +151,7 @@ def main() -> None:
         return
     options = Options.from_argv(description=__doc__)
     with listening() as stop:
+        join()
         MODES[options.run.mode](options, stop)
 
 

@@ -68,7 +68,20 @@ class DrawsAt:
         return _draw(random, self.shape, self.generator, self.index.device, dtype).flatten()[self.index].view(shape)
 
 
-Randomness = torch.Generator | SampleGenerators | DrawsAt
+@dataclass(frozen=True)
+class RowsOf:
+    """The numbers that draws for a batch of `count` have in some of its rows: those of a process that has no others."""
+
+    generator: torch.Generator
+    rows: slice
+    count: int
+
+    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of `shape`, whose axis 0 counts the rows."""
+        return _draw(random, (self.count, *shape[1:]), self.generator, None, dtype)[self.rows]
+
+
+Randomness = torch.Generator | SampleGenerators | DrawsAt | RowsOf
 
 
 def normal(
@@ -91,18 +104,20 @@ def uniform(
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
-def stratified(count: int, generator: torch.Generator, device: torch.device | str | None = None) -> Tensor:
+def stratified(count: int, generator: torch.Generator | RowsOf, device: torch.device | str | None = None) -> Tensor:
     """`count` draws in [0, 1) float64, one in each of as many equal bins, in random order: their mean varies little.
 
     The order is random because neighbours in a batch are alike (batches are sorted by length): each draw by itself
     is then uniform whatever stands beside it.
     """
+    if isinstance(generator, RowsOf):
+        return stratified(generator.count, generator.generator, device)[generator.rows]
     bins = torch.randperm(count, generator=generator, device=generator.device)
     return ((bins + uniform((count,), generator, dtype=torch.float64)) / count).to(device)
 
 
 def _draw(random: Callable[..., Tensor], shape, generator, device, dtype) -> Tensor:
-    if isinstance(generator, SampleGenerators | DrawsAt):
+    if isinstance(generator, SampleGenerators | DrawsAt | RowsOf):
         return generator.draw(random, shape, dtype).to(device)
     if not isinstance(generator, torch.Generator):  # torch would take None for its global state
         raise TypeError(f"randomness needs a torch.Generator or SampleGenerators, got {type(generator).__name__}")

@@ -2,7 +2,10 @@
 
 import sys
 
+from scripts.processes import is_main
+
 
 def note(message: str) -> None:
-    """One line for the person at the terminal or the job's log."""
-    print(message, file=sys.stderr, flush=True)
+    """One line for the person at the terminal or the job's log, from one of the processes."""
+    if is_main():
+        print(message, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from offline_metrics.suite import MetricSuite
 from scripts.build import System
 from scripts.conditional import add_pair_scores, candidate_sets, chosen, sample_candidates
 from scripts.console import note
+from scripts.processes import is_main, main_first, shared_out
 from scripts.samples_file import Samples
 from scripts.sampling import sample
 
@@ -42,8 +43,11 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """<row>.jsonl, scores.json and table.md; timing.json, which alone differs when the same is done again.
 
-        candidates.jsonl where there were some to choose from, those of one source one after the other.
+        candidates.jsonl where there were some to choose from, those of one source one after the other. Of several
+        processes, which all have the same, one writes.
         """
+        if not is_main():
+            return
         for row, samples in self.samples.items():
             samples.write_strategy(row if row in samples.texts else next(iter(samples.texts)), folder / f"{row}.jsonl")
         if self.candidates is not None:
@@ -87,12 +91,18 @@ def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[st
         candidates = sample_candidates(system, sources[:count], seed, each)
         made = chosen(candidates, each)
     seconds = time.monotonic() - started
-    rows = {HUMAN: suite.human_row(count)}
+    with main_first():  # the others read it from the store
+        rows = {HUMAN: suite.human_row(count)}
     evaluation = Evaluation(made, rows, seconds, candidates if each > 1 else None)
-    for name, texts in evaluation.texts.items():
-        rows[name] = suite.score(texts)
+
+    def score(texts: list[str]) -> Scores:
+        row = suite.score(texts)
         if candidates is not None:
-            add_pair_scores(rows[name], texts, suite.reference_texts[:count], candidate_sets(candidates, each))
+            add_pair_scores(row, texts, suite.reference_texts[:count], candidate_sets(candidates, each))
+        return row
+
+    written = evaluation.texts
+    rows.update(zip(written, shared_out(list(written.values()), score), strict=True))
     return evaluation
 
 
@@ -143,5 +153,6 @@ def evaluate_split(system: System, split: Split, seeds: tuple[int, ...], folder:
         for name, scores in evaluation.rows.items():
             by_row.setdefault(name, []).append(scores)
     rows = {name: report.aggregate(scores) for name, scores in by_row.items()}
-    print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
+    if is_main():
+        print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
     return rows

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.guidance import Prediction
@@ -20,6 +21,7 @@ from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
 from scripts.build import System
 from scripts.evaluation import write_rows
+from scripts.processes import is_main, shared_out
 
 SEED = 42
 
@@ -27,7 +29,8 @@ SEED = 42
 def evaluate_likelihood(system: System, name: str, folder: Path) -> Scores:
     """Writes and prints nats per text, token and word of the split of that name."""
     row = split_likelihood(system, name)
-    print(f"{folder}\n\n{write_rows(folder, {system.options.method.method: row})}", flush=True)
+    if is_main():
+        print(f"{folder}\n\n{write_rows(folder, {system.options.method.method: row})}", flush=True)
     return row
 
 
@@ -40,14 +43,22 @@ def split_likelihood(system: System, name: str) -> Scores:
     seeds = sample_seeds(SEED, 0, len(split))
     nats = torch.zeros(len(split), draws, dtype=torch.float64)
     order = torch.tensor(data.lengths).argsort(stable=True)
-    for group in tqdm(order.split(options.training.eval_batch_size), desc="likelihood", file=sys.stderr, mininterval=1):
+    groups = order.split(options.training.eval_batch_size)
+
+    def draw(group: Tensor) -> Tensor:
+        """The nats [b, draws] of some texts."""
         rows = group.tolist()
         batch = data.batch(group.numpy())
         x0, valid, free = (each.to(device) for each in (batch.x0, batch.valid, batch.free))
         label = None if batch.label is None else batch.label.to(device)
         predict_x0 = Prediction(system.process, system.denoiser, valid, label)  # not sharpened, as samples may be
         generator = SampleGenerators([seeds[i] for i in rows], valid.sum(1).tolist())
-        nats[group] = draws_of_bound(system.process, predict_x0, x0, free, draws, generator).cpu()
+        bar.update()
+        return draws_of_bound(system.process, predict_x0, x0, free, draws, generator).cpu()
+
+    with tqdm(total=len(groups), desc="likelihood", file=sys.stderr, mininterval=1, disable=not is_main()) as bar:
+        for group, found in zip(groups, shared_out(groups, draw), strict=True):
+            nats[group] = found
     if not system.writes_length:
         nats += system.space.lengths.nll(torch.from_numpy(data.split.target_lengths))[:, None]
     codec, is_paired = system.space.codec, options.tokens.condition_on_source

@@ -18,6 +18,7 @@ from diffusion.guidance import Clamped, Prediction, Predictor, Tempered
 from diffusion.randomness import SampleGenerators, sample_seeds, uniform
 from scripts.build import System
 from scripts.errors import UsageError
+from scripts.processes import rank_and_count, shared_out
 from scripts.samples_file import Samples
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
@@ -77,11 +78,18 @@ def sample(
     texts = {strategy: [""] * count for strategy in strategies or system.space.strategies}
     made: list[list[int]] = [[]] * count
     groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
-    with tqdm(total=count, desc=f"sample {count}", bar_format=BAR, file=sys.stderr, mininterval=1.0) as bar:
-        for group in groups:
+    rank, processes = rank_and_count()
+    total = sum(map(len, groups[rank::processes]))
+
+    with tqdm(
+        total=total, desc=f"sample {total}", bar_format=BAR, file=sys.stderr, mininterval=1.0, disable=rank > 0
+    ) as bar:
+
+        def make(group: Tensor) -> tuple[dict[str, list[str]], list[list[int]]]:
+            """The texts of a group by each strategy, and what they were written from, for methods on tokens."""
             rows, done = group.tolist(), bar.n
 
-            def progress(i: int, n: int, x: Tensor, rows=rows, done=done) -> None:
+            def progress(i: int, n: int, x: Tensor) -> None:
                 bar.update(done + len(rows) * i / n - bar.n)
                 if watch is not None:
                     watch(i, n, rows, x)
@@ -92,13 +100,17 @@ def sample(
                 system, own, lengths[group], chosen, [before[i] for i in rows], given.pieces, progress
             )
             bar.update(done + len(rows) - bar.n)  # a sampler may end early
-            for strategy in texts:
-                decoded = system.space.decode(x0, shown, strategy, [decoding_seeds[i] for i in rows])
-                for i, text in zip(rows, decoded, strict=True):
-                    texts[strategy][i] = text
-            if system.method.on_tokens:
-                for i, ids, keep in zip(rows, x0, shown, strict=True):
-                    made[i] = _ended(system, ids[keep].tolist())
+            own_seeds = [decoding_seeds[i] for i in rows]
+            written = {strategy: system.space.decode(x0, shown, strategy, own_seeds) for strategy in texts}
+            if not system.method.on_tokens:
+                return written, [[]] * len(rows)
+            return written, [_ended(system, ids[keep].tolist()) for ids, keep in zip(x0, shown, strict=True)]
+
+        for group, (written, ids) in zip(groups, shared_out(groups, make), strict=True):
+            for place, i in enumerate(group.tolist()):
+                made[i] = ids[place]
+                for strategy in texts:
+                    texts[strategy][i] = written[strategy][place]
     names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
     if not system.method.on_tokens:
         return Samples(texts, seeds, targets.tolist(), names)

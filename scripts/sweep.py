@@ -29,9 +29,8 @@ from diffusion.training import checkpoint
 from diffusion.training.signals import EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
 from scripts.console import note
 from scripts.dry_run import look
-from scripts.errors import Problems, UsageError, run
+from scripts.errors import PlainParser, Problems, UsageError, run
 from scripts.evaluation import result_folder
-from scripts.options import OneLineParser
 from scripts.sweep_file import Run, Sweep, flags, read_sweep
 
 ENTRY = Path(__file__).parents[1] / "train_text_diffusion.py"
@@ -211,7 +210,7 @@ def dry_run(sweep: Sweep, runs: list[Run]) -> None:
 
 
 def main() -> None:
-    parser = OneLineParser([], description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = PlainParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("file", type=Path, help="what to run, as scripts/sweep_file.py says")
     parser.add_argument("--run", metavar="i/n", help="only every n-th run, beginning with the i-th")
     parser.add_argument("--task", type=int, metavar="N", help="only run N of the list; waits where it is running")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffusion.positions import Positions
 from diffusion.process import Process, mean_over_valid, sum_over_mean_length
-from diffusion.randomness import stratified, uniform
+from diffusion.randomness import Randomness, stratified, uniform
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,17 @@ class Objective:
     stratified_times: bool = False
     token_mean: bool = False
 
+    def mass(self, batch: Batch) -> int:
+        """What the mean loss of a batch is divided by: its positions to be made, or its samples."""
+        return int(batch.free.sum()) if self.token_mean else len(batch.x0)
+
     def __call__(
         self,
         denoiser: nn.Module,
         batch: Batch,
         T_k: int,
-        generator: torch.Generator,
-        host: torch.Generator | None = None,
+        generator: Randomness,
+        host: Randomness | None = None,
     ) -> Tensor:
         """Loss [B], over each sample's own free positions.
 

@@ -28,6 +28,7 @@ from diffusion.training.loading import made_ahead
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_ema, make_optimizer
 from diffusion.training.options import TrainingOptions
+from diffusion.training.share import Share
 from diffusion.training.signals import Stopped, StopSignals
 from diffusion.training.tracker import Tracker, Trackers
 
@@ -79,9 +80,9 @@ class Trainer:
         factor = learning_rate_factor(optim.lr_schedule, optim.lr_warmup_steps, options.num_train_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, factor)
         self.batches = EpochBatches(train_data.lengths, options.train_batch_size, options.random_seed)
-        seed = options.random_seed + accelerator.process_index
+        seed = options.random_seed
         (host_seed,) = np.random.SeedSequence(seed).generate_state(1)  # else both give the same numbers on a CPU
-        self.generators = {
+        self.generators = {  # alike on all processes, as `Share` says
             "training": torch.Generator(accelerator.device).manual_seed(seed),
             "host": torch.Generator().manual_seed(int(host_seed)),
         }
@@ -98,9 +99,13 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint of the present step; every process must take part, the main one writes."""
-        random = gather_object([checkpoint.random_states(self.generators)])  # each process has its own
-        if not self.accelerator.is_main_process:
-            return
+        random = gather_object([checkpoint.random_states(self.generators)])  # dropout differs between processes
+        self._average_losses()
+        if self.accelerator.is_main_process:
+            self._write(random)
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one of them has stopped
+
+    def _write(self, random: list[dict[str, torch.Tensor]]) -> None:
         scaler = self.accelerator.scaler
         checkpoint.save(
             self.run_dir,
@@ -131,8 +136,8 @@ class Trainer:
             raise DiffusionError(f"--optimizer {asked}: {path} was trained by {had}; go on with that")
         if state["processes"] != self.accelerator.num_processes:
             raise DiffusionError(
-                f"{path}: was trained by {state['processes']} processes, not {self.accelerator.num_processes}; each "
-                "has random numbers of its own, so go on with as many"
+                f"{path}: was trained by {state['processes']} processes, not {self.accelerator.num_processes}; the "
+                "random numbers of dropout are kept for each of them, so go on with as many"
             )
         checkpoint.load_weights(self.accelerator.unwrap_model(self.denoiser), model, path)
         checkpoint.load_weights(self.ema, ema, path)
@@ -185,6 +190,7 @@ class Trainer:
             self.step += 1
             bar.update()
             if self.step % options.log_every == 0 or self.step == options.num_train_steps:
+                self._average_losses()
                 row = {
                     "loss": torch.stack(self.losses).mean().item(),
                     **self._validation(),
@@ -217,17 +223,18 @@ class Trainer:
         asked = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
         return self.accelerator.reduce(asked, "sum").item() > 0
 
-    def update(self, batches: Iterator[Batch], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, batches: Iterator[Share], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; the mean loss over its micro-batches and the norm of the gradient before clipping."""
         self.denoiser.train()
         micro = []
         for _ in range(self.options.gradient_accumulation_steps):
             with self.stage("load"):
-                batch = self._to_device(next(batches))
+                share = self._to_device(next(batches))
             self.batches.position += 1
             with self.accelerator.accumulate(self.denoiser):
                 with self.stage("forward"), self.accelerator.autocast():
-                    loss = self.objective(self.denoiser, batch, T_k, *self.generators.values()).mean()
+                    draws = share.randomness(*self.generators.values())
+                    loss = share.mean(self.objective(self.denoiser, share.batch, T_k, *draws))
                 with self.stage("backward"):
                     self.accelerator.backward(loss)
                 with self.stage("optimizer"):
@@ -241,20 +248,24 @@ class Trainer:
             self.ema.update()
         return torch.stack(micro).mean(), grad_norm
 
-    def loader(self) -> Iterator[Batch]:
-        """The rows of this process of the batches to come, on the CPU; `position` moves as they are used."""
+    def _average_losses(self) -> None:
+        """The losses since the last row of metrics become those of the whole batches, over all processes."""
+        if self.losses:
+            self.losses = list(self.accelerator.reduce(torch.stack(self.losses), "mean"))
+
+    def loader(self) -> Iterator[Share]:
+        """This process's shares of the batches to come, on the CPU; `position` moves as they are used."""
         to_come = iter(replace(self.batches))
         if self.accelerator.device.type == "cpu":
-            return map(self._rows, to_come)
-        return made_ahead(to_come, lambda indices: self._rows(indices).each(torch.Tensor.pin_memory), BATCHES_AHEAD)
+            return map(self._share, to_come)
+        return made_ahead(to_come, lambda indices: self._share(indices).each(torch.Tensor.pin_memory), BATCHES_AHEAD)
 
-    def _rows(self, indices: np.ndarray, data: TrainingData | None = None) -> Batch:
-        """The rows of this process; at least one, so that every process takes part in the step."""
-        rank, count = self.accelerator.process_index, self.accelerator.num_processes
-        return (data or self.train_data).batch(indices[rank::count] if len(indices) >= count else indices[-1:])
+    def _share(self, indices: np.ndarray, data: TrainingData | None = None) -> Share:
+        batch = (data or self.train_data).batch(indices)
+        return Share.of(batch, self.objective.mass, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return batch.each(lambda part: part.to(self.accelerator.device, non_blocking=True))
+    def _to_device(self, share: Share) -> Share:
+        return share.each(lambda part: part.to(self.accelerator.device, non_blocking=True))
 
     @torch.no_grad()
     def _validation(self) -> dict[str, float]:
@@ -262,19 +273,20 @@ class Trainer:
         turn = self.step // self.options.log_every
         held_out = EpochBatches(self.valid_data.lengths, self.options.eval_batch_size, seed=0)
         chosen = held_out.of_epoch(0)[turn % held_out.per_epoch]
-        batch = self._to_device(self._rows(chosen, self.valid_data))
+        share = self._to_device(self._share(chosen, self.valid_data))
         result = {}
         for name, model in (("valid_loss", self.denoiser), ("valid_loss_ema", self.ema.ema_model)):
             model.eval()
             generator = torch.Generator(self.accelerator.device).manual_seed(turn)
             with self.accelerator.autocast():
-                loss = self.objective(model, batch, self.objective.process.timesteps, generator)
-            result[name] = loss.mean().item()
+                draws = share.randomness(generator)
+                loss = self.objective(model, share.batch, self.objective.process.timesteps, *draws)
+            result[name] = self.accelerator.reduce(share.mean(loss), "mean").item()
         return result
 
     def _evaluate(self, tracker: Tracker) -> None:
-        """Samples and scores without touching the randomness of training."""
-        if self.evaluate is None or not self.accelerator.is_main_process:
+        """Samples and scores without touching the randomness of training; every process takes part."""
+        if self.evaluate is None:
             return
         alone = self.accelerator.num_processes == 1  # others would wait for a process that leaves
         with self.stop.deferred(not alone), torch.random.fork_rng():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -144,6 +144,22 @@ def crash_at(step: int) -> Callable:
     return evaluate
 
 
+def signal_this_process():
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def signal_at(trainer: Trainer, step: int):
+    """Signals this process in the middle of a step."""
+    update = trainer.update
+
+    def signalled(*args):
+        if trainer.step + 1 == step:
+            signal_this_process()
+        return update(*args)
+
+    trainer.update = signalled
+
+
 def scores(at, denoiser):
     return {"score": float(at)}, {}
 
@@ -236,16 +252,30 @@ def test_the_state_of_another_optimizer_is_refused_in_one_line(tmp_path, first, 
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model_and_resume_as_exactly(tmp_path):
-    """Few samples each, so that often only one of the processes has a first pass of self-conditioning to make."""
+# Several processes
+
+
+UNEVEN = {"num_train_steps": 12, "log_every": 2, "save_and_sample_every": 6, "train_batch_size": 29, "dropout": False}
+
+
+def make_uneven(folder: Path, token_mean: bool) -> Trainer:
+    """Batches of 29 texts and of the one that is left, which two processes cannot share alike."""
+    trainer = make(folder, **UNEVEN, gradient_accumulation_steps=2, T_schedule="normal", eval_batch_size=7)
+    trainer.objective = replace(trainer.objective, token_mean=token_mean, stratified_times=token_mean)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory) -> Path:
+    """What two processes made, as `train_as_one_of_two_processes` says."""
+    folder = tmp_path_factory.mktemp("of_two")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     common = {"PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
               "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
+            [sys.executable, __file__, str(folder)],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
         )
@@ -254,31 +284,54 @@ def test_two_processes_train_one_model_and_resume_as_exactly(tmp_path):
     for process in processes:
         _, complaint = process.communicate()
         assert process.returncode == 0, complaint.decode()[-2000:]
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
-    assert [row["step"] for row in rows(tmp_path / "whole")] == [5, 10, 15, 20, 25, 30]
-    groups, state = contents(tmp_path / "whole")
-    assert state["processes"] == 2
-    assert not torch.equal(groups[3]["0.training"], groups[3]["1.training"])  # noise of its own for each process
-    with pytest.raises(DiffusionError, match="2 processes, not 1") as refusal:
-        make(tmp_path / "parts").resume(checkpoint.find_checkpoint(tmp_path / "parts"))
-    assert "\n" not in str(refusal.value)
+    return folder
 
 
 def train_as_one_of_two_processes(folder: Path) -> None:
     faulthandler.dump_traceback_later(60, exit=True)  # processes that wait for each other would do so for long
-    options = {"num_train_steps": 30, "log_every": 5, "save_and_sample_every": 10}
-    for name in ("whole", "parts"):
-        make(folder / name, **options).train()
-    trainer = make(folder / "parts", **options)
-    trainer.resume(checkpoint.find_checkpoint(folder / "parts", 10))
+    options = {"num_train_steps": 30, "log_every": 5, "save_and_sample_every": 15}
+    make(folder / "whole", **options).train()
+    with listening() as stop:
+        trainer = make(folder / "parts", **options, stop=stop)
+        if trainer.accelerator.process_index == 1:
+            signal_at(trainer, 3)
+        with pytest.raises(Stopped):
+            trainer.train()
+        assert checkpoint.find_checkpoint(folder / "parts").name == "step_00000010"
+    trainer = make(folder / "parts", **options, weights_seed=7)
+    trainer.resume(checkpoint.find_checkpoint(folder / "parts"))
     trainer.train()
+    for token_mean in (False, True):
+        make_uneven(folder / f"uneven_{token_mean}", token_mean).train()
+
+
+def test_two_processes_stop_at_the_same_step_and_resume_exactly(of_two, tmp_path):
+    """Few samples each, so that often only one of the processes has a first pass of self-conditioning to make."""
+    assert_same_end(of_two / "whole", of_two / "parts")
+    assert [row["step"] for row in rows(of_two / "whole")] == [5, 10, 15, 20, 25, 30]
+    groups, state = contents(of_two / "whole")
+    assert state["processes"] == 2
+    assert torch.equal(groups[3]["0.training"], groups[3]["1.training"])  # noise belongs to the batch
+    with pytest.raises(DiffusionError, match="2 processes, not 1") as refusal:
+        make(tmp_path / "run").resume(checkpoint.find_checkpoint(of_two / "parts"))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("token_mean", [False, True])
+def test_two_processes_train_as_one_does(of_two, tmp_path, token_mean):
+    """Every loss, gradient norm and weight but for rounding, whether or not batches can be shared evenly."""
+    trainer = make_uneven(tmp_path, token_mean)
+    trainer.train()
+    both = list(zip(rows(tmp_path), rows(of_two / f"uneven_{token_mean}"), strict=True))
+    assert len(both) == 6
+    for alone, shared in both:
+        assert shared == pytest.approx(alone, rel=2e-5)
+    for one, two in zip(contents(tmp_path)[0][:2], contents(of_two / f"uneven_{token_mean}")[0][:2], strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
 
 # Stopping
-
-
-def signal_this_process():
-    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("at", [5, 8, 12])  # between checkpoints, where one is due, and in the last step
@@ -286,14 +339,7 @@ def test_a_run_stopped_by_a_signal_ends_like_one_that_was_not(tmp_path, at):
     make(tmp_path / "whole", evaluate=scores, keep_checkpoints=1).train()
     with listening() as stop:
         trainer = make(tmp_path / "parts", evaluate=scores, keep_checkpoints=1, stop=stop)
-        update = trainer._update
-
-        def signalled(*args):
-            if trainer.step + 1 == at:
-                signal_this_process()
-            return update(*args)
-
-        trainer._update = signalled
+        signal_at(trainer, at)
         with pytest.raises(Stopped):
             trainer.train()
     assert checkpoint.find_checkpoint(tmp_path / "parts").name == f"step_{at:08d}"
@@ -441,7 +487,7 @@ def test_two_micro_batches_make_the_gradient_of_their_mean(tmp_path):
     before = trainer.denoiser.write.weight.detach().clone()
     heads = []
     for index in trainer.batches.of_epoch(0)[:2]:
-        heads.append(trainer._rows(index))
+        heads.append(trainer._share(index).batch)
     expected = torch.zeros_like(before)
     draws = {name: torch.Generator() for name in trainer.generators}
     for name, generator in trainer.generators.items():

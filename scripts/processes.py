@@ -1,0 +1,57 @@
+"""Work shared out over the processes of `accelerate launch` or srun; one process alone is the usual case."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import distributed
+
+Item, Made = TypeVar("Item"), TypeVar("Made")
+
+PATIENCE = timedelta(days=1)  # that processes wait for each other: one may encode or score while the others wait
+
+
+def join() -> None:
+    """Meets the other processes, where the environment says that there are any, and takes a device of its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Which process this is, of how many."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank_and_count()[0] == 0
+
+
+def shared_out(items: Sequence[Item], work: Callable[[Item], Made]) -> list[Made]:
+    """work(item) of all items in their order, each made by one process and then known to all."""
+    rank, count = rank_and_count()
+    made = [work(item) for item in items[rank::count]]
+    if count == 1:
+        return made
+    by_rank = [None] * count
+    distributed.all_gather_object(by_rank, made)
+    return [by_rank[i % count][i // count] for i in range(len(items))]
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The others do what is within after the main process, and find what that has left on disk."""
+    rank, count = rank_and_count()
+    if rank > 0:
+        distributed.barrier()
+    yield
+    if rank == 0 and count > 1:
+        distributed.barrier()
