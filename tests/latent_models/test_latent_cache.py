@@ -310,7 +310,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(codec, tmp_path, buildi
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-# 300 MB of states, of which statistics and batches may bring 60 MB into the memory of the process at any time.
+# 300 MB of states, of which statistics and batches may bring 100 MB into the memory of the process at any time.
 READER = """
 import resource, sys
 from pathlib import Path
@@ -328,7 +328,7 @@ for name, dtype in STORED.items():
     with open("/proc/self/status") as status:
         (data,) = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmData")]
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data + 60_000_000, most))  # does not count what is mapped read-only
+    resource.setrlimit(resource.RLIMIT_DATA, (data + 100_000_000, most))  # does not count what is mapped read-only
     LatentStatistics.fit(cache.pieces(), cache.lengths)
     for indices in np.random.default_rng(0).integers(len(cache.lengths), size=(100, 64)):
         cache.batch(indices)
