@@ -10,23 +10,25 @@ python=${PYTHON:-python}
 methods=${METHODS:-"ar mdlm d3pm sedd gidd diffusion_bert latent"}
 steps=${STEPS:-1200} samples=${SAMPLES:-200}
 
+runs=()
 for method in $methods; do
     run=$out/$method
+    runs+=("$run")
     if [ -d "$run/checkpoints" ]; then
         "$python" train_text_diffusion.py --resume_training --resume_dir "$run"
     else
-        own=""
-        if [ "$method" = latent ]; then own="--self_condition --beta_schedule tan --tan_d 7"; fi
+        own=()
+        if [ "$method" = latent ]; then own=(--self_condition --beta_schedule tan --tan_d 7); fi
         "$python" train_text_diffusion.py --method "$method" --dataset_name e2e --data_dir "$data" \
             --enc_dec_model bart-e2e --perplexity_model gpt2-e2e --mauve_model all-MiniLM-L6-v2 \
             --tx_dim 192 --tx_depth 4 --scale_shift --disable_dropout \
             --num_train_steps "$steps" --train_batch_size 64 --learning_rate 2e-3 --lr_warmup_steps 50 --ema_decay 0.99 \
             --sampling_timesteps 64 --eval_batch_size 64 --num_samples 16 --save_and_sample_every $((steps / 2)) \
-            --save_dir "$out" --output_dir "$run" $own "${@:3}"
+            --save_dir "$out" --output_dir "$run" "${own[@]}" "${@:3}"
     fi
     "$python" train_text_diffusion.py --eval_test --resume_dir "$run" --num_samples "$samples"
     if [ "$method" != latent ]; then
         "$python" train_text_diffusion.py --ppl_eval --resume_dir "$run"
     fi
 done
-"$python" -m scripts.compare --runs $(printf "$out/%s " $methods) --output_dir "$out"
+"$python" -m scripts.compare --runs "${runs[@]}" --output_dir "$out"

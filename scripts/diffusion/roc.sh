@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Trains latent diffusion on ROCStories at full size: 500,000 steps; so many stories need neither dropout nor decay.
+#
+#   scripts/diffusion/roc.sh [further flags of train_text_diffusion.py, such as --random_seed 41 --T_schedule linear ...]
+set -euo pipefail
+python=${PYTHON:-python}
+
+"$python" train_text_diffusion.py --dataset_name roc --enc_dec_model facebook/bart-base \
+    --num_train_steps 500000 --train_batch_size 64 --learning_rate 1e-4 --adam_weight_decay 1e-6 --disable_dropout \
+    --tx_dim 768 --tx_depth 12 --objective pred_x0 --loss_type l1 --beta_schedule linear \
+    --scale_shift --self_condition --num_samples 1000 "$@"
