@@ -72,7 +72,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Trunk and conditioning; what `read` and `write` are is left to the heads below.
+    """Trunk and conditioning; how x_t is `embedded` and what `write` is are left to the heads below.
 
     A head writes for the positions `at` alone, [n, 1, ...], where it is told which.
     """
@@ -102,6 +102,22 @@ class Denoiser(nn.Module):
                if self.adaptive else {}),
         )  # fmt: skip
 
+    def forward(
+        self,
+        xt: Tensor,
+        t: Tensor,
+        valid: Tensor,
+        x0_prev: Tensor | None = None,
+        label: Tensor | None = None,
+        at: Positions | None = None,
+    ) -> Tensor:
+        h = self.run(self.embedded(xt, x0_prev), t, valid, label)
+        return self.write(h if at is None else at.of(h))
+
+    def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
+        """What the trunk reads of x_t and of the estimate before, [B, L, W]."""
+        raise NotImplementedError
+
     def run(
         self, h: Tensor, t: Tensor, valid: Tensor | None, label: Tensor | None, **trunk: Any
     ) -> Tensor | tuple[Tensor, Any]:
@@ -113,9 +129,6 @@ class Denoiser(nn.Module):
         if condition is not None:
             h = h + condition[:, None]
         return self.trunk(h, attn_mask=_seen(valid), **({"condition": condition} if self.adaptive else {}), **trunk)
-
-    def _written(self, h: Tensor, at: Positions | None) -> Tensor:
-        return self.write(h if at is None else at.of(h))
 
     def _condition(self, t: Tensor, label: Tensor | None) -> Tensor | None:
         condition = self.constant if self.time is None else self.time(t)
@@ -140,18 +153,10 @@ class LatentDenoiser(Denoiser):
         self.read = nn.Linear(2 * latent_dim if options.self_condition else latent_dim, options.tx_dim)
         self.write = _silent(nn.Linear(options.tx_dim, latent_dim))
 
-    def forward(
-        self,
-        xt: Tensor,
-        t: Tensor,
-        valid: Tensor,
-        x0_prev: Tensor | None = None,
-        label: Tensor | None = None,
-        at: Positions | None = None,
-    ) -> Tensor:
+    def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
         if self.self_condition:
             xt = torch.cat([xt, torch.zeros_like(xt) if x0_prev is None else x0_prev], dim=-1)
-        return self._written(self.run(self.read(xt), t, valid, label), at)
+        return self.read(xt)
 
 
 class TokenDenoiser(Denoiser):
@@ -162,16 +167,8 @@ class TokenDenoiser(Denoiser):
         self.read = _embedding(vocab_size, options.tx_dim)
         self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
 
-    def forward(
-        self,
-        xt: Tensor,
-        t: Tensor,
-        valid: Tensor,
-        x0_prev: Tensor | None = None,
-        label: Tensor | None = None,
-        at: Positions | None = None,
-    ) -> Tensor:
-        return self._written(self.run(self.read(xt), t, valid, label), at)
+    def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
+        return self.read(xt)
 
 
 class CausalDenoiser(Denoiser):
@@ -186,18 +183,14 @@ class CausalDenoiser(Denoiser):
         self.read = _embedding(vocab_size, options.tx_dim)
         self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
 
-    def forward(
-        self,
-        xt: Tensor,
-        t: Tensor,
-        valid: Tensor,
-        x0_prev: Tensor | None = None,
-        label: Tensor | None = None,
-        at: Positions | None = None,
-    ) -> Tensor:
+    def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
+        return torch.cat([self._started(len(xt)), self._read(xt[:, :-1])], dim=1)
+
+    def run(
+        self, h: Tensor, t: Tensor, valid: Tensor | None, label: Tensor | None, **trunk: Any
+    ) -> Tensor | tuple[Tensor, Any]:
         # Padding stands to the right of all that counts, where causal attention does not look: no `valid` is needed.
-        h = torch.cat([self._started(len(xt)), self._read(xt[:, :-1])], dim=1)
-        return self._written(self.run(h, t, None, label), at)
+        return super().run(h, t, None, label, **trunk)
 
     def next(self, written: Tensor, cache: Any, label: Tensor | None = None) -> tuple[Tensor, Any]:
         """Logits [B, V] of the position after the `written` ids [B, i], and the cache for the call that follows.
