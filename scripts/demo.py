@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from diffusion.training.signals import listening
 from offline_metrics import report
 from scripts.build import System, load_system
 from scripts.console import note
@@ -36,7 +37,8 @@ COLUMNS = (
 def trained_here(run_dir: Path) -> System:
     """Trains the demo model into `run_dir`."""
     argv = f"{MODELS} {RECIPE} --num_train_steps {STEPS} --output_dir {run_dir}".split()
-    train(Options.from_argv(argv))
+    with listening() as stop:
+        train(Options.from_argv(argv), stop)
     return load(run_dir)
 
 
