@@ -29,7 +29,7 @@ class AutoregressiveProcess:
         self.vocab_size = vocab_size
         self.mask_id = mask_id  # of a tokenizer that has such a token: no text holds it
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
+    def times(self, u: Tensor, steps: range) -> Tensor:
         """Zeros [B]: every position learns at once."""
         return torch.zeros_like(u)
 

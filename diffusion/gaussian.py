@@ -115,9 +115,9 @@ class GaussianProcess:
         """T, the number of steps."""
         return self.schedule.timesteps
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """Training times [B] among the first T_k steps."""
-        return step_times(u, self.timesteps, T_k)
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """Training times [B] among the given steps."""
+        return step_times(u, self.timesteps, steps)
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 of the T steps' times, from 1 to 0."""

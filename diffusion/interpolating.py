@@ -84,10 +84,10 @@ class InterpolatingProcess:
         self._noise_scale = 2 * p_uniform / (1 - p_uniform)  # c_t / sqrt(t (1 - t))
         self._training_weights = {"dynamic": self._dynamic, "clip": self._clipped, "raw": self.weights}[weights]
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """Training times t [B] in float64, even over [0, T_k / T] less a margin of 1e-4 at both ends of [0, 1]."""
-        end = min(T_k / self.timesteps, 1 - MARGIN)
-        return MARGIN + (end - MARGIN) * u.double()
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """Training times t [B] in float64, even over the steps less a margin of 1e-4 at both ends of [0, 1]."""
+        start, stop = max(steps.start / self.timesteps, MARGIN), min(steps.stop / self.timesteps, 1 - MARGIN)
+        return start + (stop - start) * u.double()
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 even times from 1 to 0, without a margin: both ends are exact, and the step to 0 leaves no mask."""

@@ -65,12 +65,13 @@ class MaskedProcess:
         self.timesteps = timesteps
         self.importance_sampling = importance_sampling
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """Training times [B] up to T_k / T: even from EARLIEST on, or with importance sampling log-even in m."""
-        u, end = u.double(), T_k / self.timesteps
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """Training times [B] among the steps: even from EARLIEST on, or with importance sampling log-even in m."""
+        u, start, stop = u.double(), steps.start / self.timesteps, steps.stop / self.timesteps
         if not self.importance_sampling:
-            return EARLIEST + (end - EARLIEST) * u
-        low, high = self._log_move_chances(u.new_tensor(end))
+            start = max(start, EARLIEST)
+            return start + (stop - start) * u
+        low, high = self._log_move_chance(u.new_tensor([start, stop]))
         return self.survival.time_of_move_chance(torch.exp(low + (high - low) * u))
 
     def grid(self, sampling_timesteps: int) -> list[float]:
@@ -114,7 +115,7 @@ class MaskedProcess:
         if not self.importance_sampling:
             return self.integrand(x0_hat, x0, xt, t)
         # The weight is m'/m, and so is the density but for the length of the range of log m.
-        low, high = self._log_move_chances(torch.ones((), dtype=torch.float64, device=t.device))
+        low, high = self._log_move_chance(t.new_tensor([0, 1], dtype=torch.float64))
         return (high - low) * nats(x0_hat, x0, xt == self.mask_id)
 
     def bound(self, predict: Predict, x0: Tensor, free: Tensor, u: Tensor, generator: Randomness) -> Tensor:
@@ -131,11 +132,11 @@ class MaskedProcess:
         """Chance [B, 1] that a mask at t is still one at s: (1 - alpha_s) / (1 - alpha_t), 0 at s = 0."""
         return (self.survival.move_chance(s) / self.survival.move_chance(t))[:, None]
 
-    def _log_move_chances(self, end: Tensor) -> tuple[Tensor, Tensor]:
-        """log m at the start of importance-sampled times and at `end`."""
-        start = self.survival.sigma(torch.zeros_like(end))
-        start = torch.where(start > 0, start, EPSILON)  # schedules that start at 0 lose their first thousandth
-        return torch.log(-torch.expm1(-start)), self.survival.move_chance(end).log()
+    def _log_move_chance(self, t: Tensor) -> Tensor:
+        """log m(t), at t = 0 that of where importance-sampled times start."""
+        first = self.survival.sigma(torch.zeros_like(t))
+        first = torch.where(first > 0, first, EPSILON)  # schedules that start at 0 lose their first thousandth
+        return torch.where(t > 0, self.survival.move_chance(t).log(), torch.log(-torch.expm1(-first)))
 
 
 class D3PMProcess:
@@ -151,9 +152,9 @@ class D3PMProcess:
         self.timesteps = timesteps
         self.zero_mask_prob = zero_mask_prob
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """Training times [B] among the first T_k steps."""
-        return step_times(u, self.timesteps, T_k)
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """Training times [B] among the given steps."""
+        return step_times(u, self.timesteps, steps)
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 of the T steps' times, from 1 to 0."""
@@ -207,7 +208,7 @@ class D3PMProcess:
 
     def bound(self, predict: Predict, x0: Tensor, free: Tensor, u: Tensor, generator: Randomness) -> Tensor:
         """One draw [B, L] of -log p(x0) <= sum_k E[KL_k]: u chooses k. The prior is exact, since alpha(1) = 0."""
-        t = self.times(u, self.timesteps)
+        t = self.times(u, range(self.timesteps))
         xt = torch.where(free, self.corrupt(x0, t, generator), x0)
         at = Positions.where(free & (xt == self.mask_id))
         return at.spread(self.integrand(predict(xt, t, at), at.of(x0), at.of(xt), at.times(t)))

@@ -27,8 +27,8 @@ class Process(Protocol):
     loss_reads: int | None  # the id of x_t where alone `loss` is not 0 and reads the output; None: it reads all of it
     step_reads: int | None  # the id of x_t where alone `step` changes x_t and reads x0_hat; None: it reads all of it
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """Training times t [B] in the first T_k of the T steps, at u [B] in [0, 1): u uniform draws them."""
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """Training times t [B] among these of the T steps, at u [B] in [0, 1): u uniform draws them."""
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 decreasing times from 1 to 0 for sampling; DiffusionError where the process has no such grid."""
@@ -40,8 +40,7 @@ class Process(Protocol):
         """x_t ~ q(x_t | x_0), shaped as x0."""
 
     def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """What the network output says of x0: E[x0] as [B, L, D]; for tokens log p(x0), or SEDD's log-score, [B, L, V].
-        """
+        """x0_hat: E[x0] [B, L, D] by the network's output; of tokens log p(x0), or SEDD's log-score, [B, L, V]."""
 
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
         """x_s ~ p(x_s | x_t) given the estimate `denoised` made, for s < t; s = 0 gives data."""

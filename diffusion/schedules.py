@@ -121,13 +121,13 @@ def warped(times: Sequence[float], power: float, timesteps: int | None = None) -
     return warped
 
 
-def step_times(u: Tensor, timesteps: int, T_k: int) -> Tensor:
-    """Training times t [B] = (i + 1) / T in float64, i the floor of u T_k: u [B] uniform on [0, 1) draws i < T_k."""
-    return ((u.double() * T_k).floor() + 1) / timesteps
+def step_times(u: Tensor, timesteps: int, steps: range) -> Tensor:
+    """Training times t [B] = (i + 1) / T in float64: u [B] uniform on [0, 1) draws i evenly among `steps`."""
+    return ((u.double() * len(steps)).floor() + steps.start + 1) / timesteps
 
 
-# T-range annealing. For the first half of training (updates k = 0 .. h-1, h = floor(N / 2)) times are drawn from the
-# low-noise end of the range only: a fifth of the T steps at first, growing to all of them.
+# T-range annealing. For the first half of training (updates k = 0 .. h-1, h = floor(N / 2)) times are drawn from T_k
+# steps at one end only, usually that of low noise: a fifth of the T steps at first, growing to all of them.
 
 
 def normal_T_schedule(total_step: int, timesteps: int, curr_step: int) -> int:
@@ -177,6 +177,11 @@ T_SCHEDULES: dict[str, Callable[..., int]] = {
     "cosine": cosine_T_schedule,
     "unsmooth": unsmooth_T_schedule,
 }
+
+
+def training_steps(direction: str, timesteps: int, T_k: int) -> range:
+    """The T_k of T steps that times are drawn from: those of least noise (low_to_high), or of most (high_to_low)."""
+    return range(T_k) if direction == "low_to_high" else range(timesteps - T_k, timesteps)
 
 
 def T_schedule(name: str, *, power: float = 2) -> Callable[[int, int, int], int]:

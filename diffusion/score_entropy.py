@@ -66,9 +66,10 @@ class ScoreEntropyProcess:
 
     # Times
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """t [B] in [TIME_MIN, T_k / T], evenly: the loss weighs a mask by about 1 / t, which has no bound at 0."""
-        return TIME_MIN + (max(T_k / self.timesteps, TIME_MIN) - TIME_MIN) * u.double()
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """t [B] even over the steps, from TIME_MIN on: the loss weighs a mask by about 1 / t, unbounded at 0."""
+        start, stop = (max(step / self.timesteps, TIME_MIN) for step in (steps.start, steps.stop))
+        return start + (stop - start) * u.double()
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 even times from 1 to 0."""
@@ -142,7 +143,7 @@ class ScoreEntropyProcess:
         """
         share = RECONSTRUCTION_SHARE
         is_last = u < share
-        t = self.times((u - share).clamp(min=0) / (1 - share), self.timesteps)
+        t = self.times((u - share).clamp(min=0) / (1 - share), range(self.timesteps))
         move = self.graph.bound_move_chance(self._noise(t), self.sigma_1)
         xt = torch.where(free, self.graph.corrupt(x0, move, generator), x0)
         at = Positions.where(free if self.loss_reads is None else free & (xt == self.loss_reads))

@@ -182,9 +182,9 @@ class SpindleProcess:
             timesteps=timesteps,
         )
 
-    def times(self, u: Tensor, T_k: int) -> Tensor:
-        """Training times [B] among the first T_k steps."""
-        return step_times(u, self.timesteps, T_k)
+    def times(self, u: Tensor, steps: range) -> Tensor:
+        """Training times [B] among the given steps."""
+        return step_times(u, self.timesteps, steps)
 
     def grid(self, sampling_timesteps: int) -> list[float]:
         """S + 1 of the T steps' times, from 1 to 0."""
@@ -260,7 +260,7 @@ class SpindleProcess:
                 "--spindle frequency and information have no likelihood, since their reverse step depends on the "
                 "sentence to be made: use --spindle type or none"
             )
-        t = self.times(u, self.timesteps)
+        t = self.times(u, range(self.timesteps))
         xt = torch.where(free, self.corrupt(x0, t, generator), x0)
         return torch.where(free, self.integrand(predict(xt, t), x0, xt, t), 0.0)
 

@@ -1,6 +1,6 @@
 """What a training step minimises: the process's loss at random times, with self-conditioning and dropped labels.
 
-B batch, L positions, D latent width, T_k steps of the range that times are drawn from.
+B batch, L positions, D latent width.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss per sample of a denoiser on a batch, at times drawn from the first `T_k` steps of the process.
+    """Loss per sample of a denoiser on a batch, at times drawn from some of the steps of the process.
 
     `stratified_times` spreads the times of a batch evenly; `token_mean` weighs positions alike rather than samples.
     """
@@ -61,7 +61,7 @@ class Objective:
         self,
         denoiser: nn.Module,
         batch: Batch,
-        T_k: int,
+        steps: range,
         generator: Randomness,
         host: Randomness | None = None,
     ) -> Tensor:
@@ -76,7 +76,7 @@ class Objective:
             if self.stratified_times
             else uniform((B,), generator, device, torch.float64)
         )
-        t = self.process.times(u, T_k)
+        t = self.process.times(u, steps)
         xt = self.process.corrupt(batch.x0, t, generator)
         if batch.clamped is not None:
             given = batch.clamped.view(*batch.clamped.shape, *[1] * (xt.ndim - 2))

@@ -23,6 +23,9 @@ class TrainingOptions:
         default="normal", metadata={"help": "how the range of training times grows over the first half of training"}
     )
     polynomial_T_power: float = field(default=2, metadata={"help": "power of --T_schedule polynomial"})
+    T_direction: Literal["low_to_high", "high_to_low"] = field(
+        default="low_to_high", metadata={"help": "the noise at which that range starts: low noise first, or high noise"}
+    )
     time_sampling: Literal["default", "iid", "stratified"] = field(
         default="default",
         metadata={"help": "times of a batch: independent (latent), or one in each part of the range (tokens)"},
@@ -58,3 +61,5 @@ class TrainingOptions:
         if not 0 <= self.random_seed < 2**32:
             raise DiffusionError(f"--random_seed {self.random_seed}: expected 0 to 4294967295")
         T_schedule(self.T_schedule, power=self.polynomial_T_power)  # refuses a power that cannot work
+        if self.T_schedule == "normal" and self.T_direction != "low_to_high":
+            raise DiffusionError(f"--T_direction {self.T_direction}: there is no annealing without a --T_schedule")

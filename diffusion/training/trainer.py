@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from diffusion.process import DiffusionError
-from diffusion.schedules import T_schedule
+from diffusion.schedules import T_schedule, training_steps
 from diffusion.training import checkpoint
 from diffusion.training.batches import EpochBatches
 from diffusion.training.loading import made_ahead
@@ -94,6 +94,9 @@ class Trainer:
         """The range of the update that comes next."""
         annealing = T_schedule(self.options.T_schedule, power=self.options.polynomial_T_power)
         return annealing(self.options.num_train_steps, self.objective.process.timesteps, self.step)
+
+    def _steps(self, T_k: int) -> range:
+        return training_steps(self.options.T_direction, self.objective.process.timesteps, T_k)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -234,7 +237,7 @@ class Trainer:
             with self.accelerator.accumulate(self.denoiser):
                 with self.stage("forward"), self.accelerator.autocast():
                     draws = share.randomness(*self.generators.values())
-                    loss = share.mean(self.objective(self.denoiser, share.batch, T_k, *draws))
+                    loss = share.mean(self.objective(self.denoiser, share.batch, self._steps(T_k), *draws))
                 with self.stage("backward"):
                     self.accelerator.backward(loss)
                 with self.stage("optimizer"):
@@ -280,7 +283,7 @@ class Trainer:
             generator = torch.Generator(self.accelerator.device).manual_seed(turn)
             with self.accelerator.autocast():
                 draws = share.randomness(generator)
-                loss = self.objective(model, share.batch, self.objective.process.timesteps, *draws)
+                loss = self.objective(model, share.batch, range(self.objective.process.timesteps), *draws)
             result[name] = self.accelerator.reduce(share.mean(loss), "mean").item()
         return result
 

@@ -173,6 +173,6 @@ def test_a_step_that_is_not_one_position_is_refused(steps, generator):
 def test_it_is_a_token_process_without_noise():
     process = AutoregressiveProcess(3)
     assert isinstance(process, TokenProcess) and process.grid(2) == [1.0, 0.5, 0.0]
-    assert process.times(torch.tensor([0.2, 0.7]), 1).tolist() == [0, 0]
+    assert process.times(torch.tensor([0.2, 0.7]), range(1)).tolist() == [0, 0]
     with pytest.raises(DiffusionError, match="--sampling_timesteps 0"):
         process.grid(0)

@@ -118,7 +118,7 @@ def test_losses_and_gradients_are_those_of_asking_everywhere(ideal, method, netw
     for own in (process, of_all(process)):
         denoiser, seen = network(own), []
         denoiser.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
-        loss = Objective(own, stratified_times=True)(denoiser, batch, own.timesteps, generator())
+        loss = Objective(own, stratified_times=True)(denoiser, batch, range(own.timesteps), generator())
         loss.mean().backward()
         results.append((loss.detach(), [p.grad for p in denoiser.parameters()]))
         read = ONE_LENGTH if own.loss_reads is None else batch.free & (seen[0] == own.loss_reads)
@@ -137,7 +137,7 @@ def test_where_nothing_is_masked_every_parameter_has_a_gradient_of_zero(ideal, n
     process = ideal(name).process
     denoiser = network(process).train()
     batch = Batch(texts, ONE_LENGTH, LABEL, clamped=ONE_LENGTH)
-    loss = Objective(process)(denoiser, batch, process.timesteps, generator())
+    loss = Objective(process)(denoiser, batch, range(process.timesteps), generator())
     loss.mean().backward()
     assert torch.equal(loss, torch.zeros(B, dtype=loss.dtype)) and (denoiser.rows == [0]) == (name != "diffusion_bert")
     assert all(p.grad is not None and (p.grad == 0).all() for p in denoiser.parameters())
@@ -237,7 +237,7 @@ def test_no_tensor_is_as_large_as_the_logits_of_all_positions(tiny, generator, w
     masks = int((~given).sum())
     with Largest() as largest:
         if work == "training":
-            loss = Objective(process)(denoiser, Batch(x0, valid, clamped=given), 1000, generator())
+            loss = Objective(process)(denoiser, Batch(x0, valid, clamped=given), range(1000), generator())
             loss.mean().backward()
         else:
             predict_x0 = Clamped(Prediction(process, denoiser, valid), x0, ~given)

@@ -28,6 +28,7 @@ from diffusion.schedules import (
     step_times,
     tan_betas,
     time_grid,
+    training_steps,
     unsmooth_T_schedule,
     warped,
 )
@@ -186,7 +187,7 @@ def test_even_grids_fall_evenly_from_one_to_zero_exactly(S):
 
 @pytest.mark.parametrize("T_k", [1, 2, 37, 100])
 def test_sampled_times_are_uniform_on_the_training_range(T_k):
-    t = step_times(uniform((20_000,), generator(), dtype=torch.float64), 100, T_k)
+    t = step_times(uniform((20_000,), generator(), dtype=torch.float64), 100, range(T_k))
     assert t.dtype == torch.float64 and t.shape == (20_000,)
     counts = Counter((t.double() * 100).round().long().tolist())
     assert set(counts) == set(range(1, T_k + 1))  # reaches both ends, and nothing beyond
@@ -255,8 +256,11 @@ def test_exposure_of_low_and_high_noise_over_a_run(name, power, below_200, from_
     updates = Counter(schedule(N, T, k) for k in range(N))  # how many updates train on each range
     g = generator()
     draws = ((uniform((batch * n,), g, dtype=torch.float64), T_k) for T_k, n in updates.items())
-    t = torch.cat([step_times(u, T, T_k) for u, T_k in draws])
-    index = (t.double() * T).round() - 1
+    draws = [(u, T_k) for u, T_k in draws]
+    t = torch.cat([step_times(u, T, training_steps("low_to_high", T, T_k)) for u, T_k in draws])
+    index = (t * T).round() - 1
+    reverse = torch.cat([step_times(1 - 2**-53 - u, T, training_steps("high_to_low", T, T_k)) for u, T_k in draws])
+    assert torch.equal((reverse * T).round() - 1, T - 1 - index)  # the same ranges from the other end
     assert len(index) == batch * N and index.min() == 0 and index.max() == T - 1
     assert (index < 200).double().mean().item() == pytest.approx(below_200, abs=0.005)
     if from_800 is not None:

@@ -40,7 +40,7 @@ def batches(length: int | None) -> list[tuple[Batch, SampleGenerators]]:
 def train(denoiser, optimizer, update_average, length) -> list[float]:
     objective, losses = Objective(GaussianProcess.from_options(GaussianOptions()), self_condition_prob=0.5), []
     for batch, generators in batches(length):
-        loss = objective(denoiser.train(), batch, T, generators).mean()
+        loss = objective(denoiser.train(), batch, range(T), generators).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()

@@ -445,6 +445,29 @@ def test_training_draws_from_the_annealed_range_and_validation_from_all_of_it(tm
     assert early.max() > 0.9
 
 
+def test_training_from_high_noise_on_draws_the_latest_times_first(tmp_path):
+    heard = []
+    trainer = make(
+        tmp_path,
+        num_train_steps=40,
+        train_batch_size=16,
+        log_every=40,
+        T_direction="high_to_low",
+        hook=lambda training, t: heard.append((trainer.step, t.min().item())) if training else None,
+    )
+    trainer.train()
+    annealing = T_schedule("linear")
+    assert {step for step, _ in heard} == set(range(40))
+    assert all(earliest > 1 - annealing(40, T, step) / T for step, earliest in heard)
+    assert min(earliest for step, earliest in heard if step == 0) < 0.95
+    assert min(earliest for step, earliest in heard if step >= 20) < 0.2
+
+
+def test_a_direction_without_annealing_is_refused():
+    with pytest.raises(DiffusionError, match="--T_direction high_to_low: .* --T_schedule"):
+        TrainingOptions(T_direction="high_to_low")
+
+
 def test_the_logged_rate_and_samples_are_those_of_the_update(tmp_path):
     make(tmp_path, log_every=1, gradient_accumulation_steps=2, num_train_steps=10).train()
     factor = learning_rate_factor("cosine", 4, 10)
@@ -493,7 +516,7 @@ def test_two_micro_batches_make_the_gradient_of_their_mean(tmp_path):
     for name, generator in trainer.generators.items():
         draws[name].set_state(generator.get_state())
     for batch in heads:
-        loss = trainer.objective(trainer.denoiser.train(), batch, trainer.T_k, *draws.values()).mean() / 2
+        loss = trainer.objective(trainer.denoiser.train(), batch, range(trainer.T_k), *draws.values()).mean() / 2
         (gradient,) = torch.autograd.grad(loss, trainer.denoiser.write.weight)
         expected += gradient
     loss, grad_norm = trainer.update(trainer.loader(), trainer.T_k)

@@ -91,7 +91,7 @@ def test_a_training_step_has_the_counted_flops_but_for_the_gradient_of_its_input
     objective = Objective(GaussianProcess.from_options(GaussianOptions()), p)
     batch = Batch(torch.randn(4, 21, 128), torch.ones(4, 21, dtype=torch.bool))
     with FlopCounterMode(display=False) as counter:
-        objective(denoiser, batch, 1000, torch.Generator().manual_seed(0)).mean().backward()
+        objective(denoiser, batch, range(1000), torch.Generator().manual_seed(0)).mean().backward()
     counted, useful = counter.get_total_flops(), useful_flops(options, 128, lengths, p)
     assert counted < useful < 1.01 * counted
 
