@@ -1,38 +1,61 @@
-"""The life of an experiment on a cluster: models and data are fetched (here from loopback), the rest is done offline.
+"""The life of an experiment on a cluster, command by command as docs/cluster.md has it, and a little more.
 
-The rest is done by a process of its own that is refused every connection and every look-up of a name, and none is
-tried; neither its working folder nor its Hugging Face cache holds anything but what was fetched.
+Models and data are fetched (here from loopback). The rest is done by processes that are refused every connection and
+every look-up of a name, and none is tried; neither their working folder nor their Hugging Face cache holds anything but
+what was fetched, and a small sweep in place of the page's.
 """
 
 import csv
-import importlib.util
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from latent_models.corpora import DataOptions, load_corpus
 from scripts import cache_models, prepare_datasets
 from scripts.samples_file import read_texts
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").partition("\n## ")[0]
+COMMANDS = re.findall(r"(?m)^    (\S.*)", PAGE)
+OFFICIAL_DATA = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master"
 MODELS = {"facebook/bart-base": "bart-demo", "openai-community/gpt2-large": "gpt2-demo"}  # hub name -> what it serves
-JOBS = [
-    "train_text_diffusion --dataset_name e2e --output_dir run --tx_dim 64 --tx_depth 1 --timesteps 20 "
-    "--sampling_timesteps 3 --num_train_steps 2 --train_batch_size 16 --save_and_sample_every 2 --log_every 1 "
-    "--num_samples 16",
-    "scripts.sample --resume_dir run --num_samples 16 --strategy nucleus --output_file samples.jsonl",
-    "scripts.evaluate_samples --samples samples.jsonl --dataset_name e2e --output_dir scores",
+SENTENCE_MODEL = "sentence-transformers/all-mpnet-base-v2"
+SWEEP = """
+output_dir = "saved_models/annealing"
+[options]
+dataset_name = "e2e"
+tx_dim = 64
+tx_depth = 1
+timesteps = 20
+sampling_timesteps = 3
+num_train_steps = 2
+train_batch_size = 16
+save_and_sample_every = 2
+log_every = 1
+num_samples = 16
+[grid]
+T_schedule = ["linear"]
+[eval_test]
+num_samples = 16
+"""
+RUN = "saved_models/annealing/T_schedule=linear"
+MORE = [
+    f"python -m scripts.sample --resume_dir {RUN} --num_samples 16 --strategy nucleus --output_file samples.jsonl",
+    "python -m scripts.evaluate_samples --samples samples.jsonl --dataset_name e2e --output_dir scores "
+    "--mauve_model all-mpnet-base-v2",
 ]
-if importlib.util.find_spec("scripts.report"):
-    JOBS.append("scripts.report run")
 RUN_JOBS = """
 import runpy, sys
-for name, *argv in [job.split() for job in sys.argv[1:]]:
+for name, *argv in [job.removeprefix("python -m ").split() for job in sys.argv[1:]]:
     sys.argv = [name, *argv]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 """
@@ -91,32 +114,62 @@ def e2e_table(sources: list[str], texts: list[str]) -> bytes:
 
 
 @pytest.fixture
-def fetched(call, hub, tmp_path):
-    """`tmp_path` with models and data as the two commands fetch them; the server is gone then."""
-    for name, folder in MODELS.items():
-        files = (ROOT / "pre_trained_models" / folder).iterdir()
-        hub.repositories[name] = {path.name: path.read_bytes() for path in files}
+def sentence_model(tmp_path) -> Path:
+    """A random sentence encoder of one layer, as its library saves them."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    with torch.random.fork_rng():
+        sizes = {"vocab_size": 1024, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        BertModel(BertConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "pre_trained_models" / "gpt2-demo")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "bert")
+    layers = [modules.Transformer(str(tmp_path / "bert")), modules.Pooling(16)]
+    SentenceTransformer(modules=layers, device="cpu").save(str(tmp_path / "sentence"))
+    return tmp_path / "sentence"
+
+
+@pytest.fixture
+def official(hub, sentence_model):
+    """The hub with the models that a run needs, and the server of the E2E files, in one."""
+    folders = {name: ROOT / "pre_trained_models" / folder for name, folder in MODELS.items()}
+    for name, folder in (folders | {SENTENCE_MODEL: sentence_model}).items():
+        files = (path for path in folder.rglob("*") if path.is_file())
+        hub.repositories[name] = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     corpus = load_corpus(DataOptions("demo"))
     for file, split, count in zip(
         prepare_datasets.OFFICIAL_NAMES["e2e"], (corpus.train, corpus.valid, corpus.test), (60, 20, 20), strict=True
     ):
         hub.files[f"/{file}"] = e2e_table(split.sources[:count], split.texts[:count])
-    models, data = tmp_path / "pre_trained_models", tmp_path / "datasets"
-    for main, line in (
-        (cache_models.main, f"facebook/bart-base gpt2-large --output_dir {models}"),
-        (prepare_datasets.main, f"e2e --from {hub.url} --output_dir {data}"),
-    ):
-        outcome = call(main, line)
+    return hub
+
+
+def test_the_page_of_the_workflow(official, call, offline, tmp_path, monkeypatch):
+    fetching, rest = COMMANDS[:2], COMMANDS[2:]
+    monkeypatch.chdir(tmp_path)
+    for command, module in zip(fetching, (cache_models, prepare_datasets), strict=True):
+        name, _, flags = command.removeprefix("python -m ").partition(" ")
+        assert name == module.__name__
+        outcome = call(module.main, flags.replace(OFFICIAL_DATA, official.url))
         assert outcome.status == 0, outcome.err
-    hub.close()
+    official.close()
 
-
-def test_after_fetching_nothing_is_asked_of_the_network(fetched, offline, tmp_path):
-    """Train, sample, score, report, with the models that the options name where no others are named."""
-    done, attempts = offline(RUN_JOBS, *JOBS)
+    (submit,) = (command for command in rest if command.startswith("sbatch "))  # for which see test_slurm.py
+    file = shlex.split(submit)[-1]
+    assert {part for command in rest for part in command.split() if part.endswith(".toml")} == {file}
+    monkeypatch.chdir("/")
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(SWEEP)
+    jobs = [f"python -m scripts.sweep {file}" if command == submit else command for command in rest]
+    done, attempts = offline(RUN_JOBS, *jobs, *MORE)
     assert done.returncode == 0, done.stderr
     assert attempts == []
+
+    asked = json.loads((tmp_path / RUN / "args.json").read_text())
+    assert asked["enc_dec_model"] == "facebook/bart-base"
+    page = (tmp_path / "saved_models" / "annealing" / "report" / "report.html").read_text()
+    assert "T_schedule=linear" in page and "human text" in page
     assert len(read_texts(tmp_path / "samples.jsonl")) == 16
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert scores["samples.jsonl"]["perplexity"] > 0 and scores["human"]["mauve"] > 0
-    assert json.loads((tmp_path / "run" / "args.json").read_text())["enc_dec_model"] == "facebook/bart-base"
