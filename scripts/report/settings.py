@@ -115,9 +115,13 @@ def _parts(run: Run, keys: list[str]) -> list[str]:
 
 
 def baseline(settings: Sequence[Setting]) -> Setting | None:
-    """What the others are compared with: of the settings with scores, the one with most options at their default."""
-    known = [setting for setting in settings if setting.scored]
-    return min(known, key=_set, default=None)
+    """What the others are compared with: the most usual of the settings that have scores."""
+    return most_usual([setting for setting in settings if setting.scored])
+
+
+def most_usual(settings: Sequence[Setting]) -> Setting | None:
+    """The setting with most options at their default."""
+    return min(settings, key=_set, default=None)
 
 
 def _set(setting: Setting) -> float:

@@ -168,7 +168,7 @@ def test_the_page_of_the_workflow(official, call, offline, tmp_path, monkeypatch
 
     asked = json.loads((tmp_path / RUN / "args.json").read_text())
     assert asked["enc_dec_model"] == "facebook/bart-base"
-    page = (tmp_path / "saved_models" / "annealing" / "report" / "report.html").read_text()
+    page = (tmp_path / "saved_models" / "annealing" / "report.html").read_text()
     assert "T_schedule=linear" in page and "human text" in page
     assert len(read_texts(tmp_path / "samples.jsonl")) == 16
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
