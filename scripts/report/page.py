@@ -167,7 +167,7 @@ def _training(report: Report) -> Html | None:
     if not drawn:
         return None
     each = [join(el("h3", run.title) if len(report.runs) > 1 else None, charts) for run, charts in drawn]
-    note = "The training loss is over noise levels up to T_k, validation losses are over all of them, on one batch."
+    note = "The training loss is over T_k of the noise levels, validation losses are over all of them, on one batch."
     panels = join(el("p", note, cls="note"), curves.training_legend(), *each)
     if len(report.runs) > 1:
         panels = el(
