@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # signals are heard while the libraries load, which takes seconds
+    from diffusion.training.signals import leave_when_asked
+
+    leave_when_asked()
+
 import csv
 import sys
 import time

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from diffusion.process import DiffusionError
-from diffusion.training.signals import EXIT_STOPPED, Stopped
+from diffusion.training.signals import Stopped, listening
 from latent_models.codec import ModelError, first_line
 from latent_models.corpora import CorpusError
 from offline_metrics.errors import MetricError
@@ -43,10 +43,11 @@ EXIT_USER_ERROR = 2
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error becomes one line on standard error and exit status 2.
 
-    Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: Ctrl-C.
+    Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: so did Ctrl-C.
     """
     try:
-        main()
+        with listening():  # so that whatever is stopped clears away what it had begun
+            main()
     except USER_ERRORS as error:
         _leave(str(error))
     except Problems as problems:
@@ -55,16 +56,13 @@ def run(main: Callable[[], None]) -> None:
         if error.strerror is None:
             raise
         _leave(f"{error.filename or 'reading or writing failed'}: {error.strerror}; check the disk and permissions")
-    except Stopped:
+    except Stopped as stopped:
         print("stopped by a signal; what was done is on disk", file=sys.stderr)
-        raise SystemExit(EXIT_STOPPED) from None
+        raise SystemExit(stopped.status) from None
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
             raise
         _leave(f"--compile: the trunk cannot be compiled here ({first_line(error)}); leave it out")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _leave(*messages: str) -> NoReturn:

@@ -7,10 +7,16 @@
     python -m scripts.sweep sweeps/annealing.toml --task 7     # the run of that number alone, for SLURM arrays
 
 scripts/sweep_file.py says what the file holds. Each run's words go to log.txt in its folder. Exit status: 0; 1 where
-a run failed, the others ran all the same; 2 for a wrong file; 75 after a signal, and the same command goes on.
+a run failed, the others ran all the same; 2 for a wrong file; 75 after a signal, 130 after Ctrl-C, and the same
+command goes on.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # signals are heard while the libraries load, which takes seconds
+    from diffusion.training.signals import leave_when_asked
+
+    leave_when_asked()
 
 import fcntl
 import json
@@ -26,7 +32,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.training import checkpoint
-from diffusion.training.signals import EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
+from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
 from scripts.console import note
 from scripts.dry_run import look
 from scripts.errors import PlainParser, Problems, UsageError, run
@@ -143,8 +149,8 @@ def advance(run: Run, sweep: Sweep, lock: BinaryIO, stop: StopSignals, title: st
         note(f"{title}: {what}")
         with stop.deferred():
             status = call(line, run, lock, stop)
-        if status == EXIT_STOPPED or stop.asked:
-            raise Stopped
+        if status in (EXIT_STOPPED, EXIT_INTERRUPTED) or stop.asked:
+            raise Stopped(stop.asked)
         if status != 0:
             note(f"{title}: {what} failed with status {status}: {_last_words(run.folder / LOG)}")
             return False

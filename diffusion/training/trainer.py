@@ -212,7 +212,7 @@ class Trainer:
             if due or stopping or self.step == options.num_train_steps:
                 self.save()
             if stopping:
-                raise Stopped
+                raise Stopped(self.stop.asked)
             if due:
                 self._evaluate(tracker)
         bar.close()
@@ -220,10 +220,10 @@ class Trainer:
     def _stopping(self) -> bool:
         """Whether a signal asked to stop, with one answer for all processes, who come to it at some steps only."""
         if self.accelerator.num_processes == 1:
-            return self.stop.asked
+            return bool(self.stop.asked)
         if self.step % STOP_EVERY:
             return False
-        asked = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
+        asked = torch.tensor(float(bool(self.stop.asked)), device=self.accelerator.device)
         return self.accelerator.reduce(asked, "sum").item() > 0
 
     def update(self, batches: Iterator[Share], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:

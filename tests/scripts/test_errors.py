@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -352,19 +353,14 @@ def test_what_the_disk_refuses_is_one_line(call):
     assert (status, err) == (2, "error: /runs/states.npy: No space left on device; check the disk and permissions\n")
 
 
-def test_interruption_has_its_own_status(call):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("listens", [nullcontext, listening])
+def test_a_job_stopped_by_a_signal_has_its_own_status(call, number, status, listens):
     def main():
-        raise KeyboardInterrupt
+        with listens():
+            os.kill(os.getpid(), number)
 
-    assert call(main) == (130, "", "interrupted\n")
-
-
-def test_a_job_stopped_by_a_signal_has_its_own_status_too(call):
-    def main():
-        with listening():
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    assert call(main) == (75, "", "stopped by a signal; what was done is on disk\n")
+    assert call(main) == (status, "", "stopped by a signal; what was done is on disk\n")
 
 
 @pytest.mark.parametrize("bug", [ValueError("shape"), OSError("no number")])
