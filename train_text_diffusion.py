@@ -95,7 +95,8 @@ def train(options: Options, stop: StopSignals) -> None:
         )
     trainer.train(catch_up=resumed and not evaluator.has(trainer.step))
     if accelerator.is_main_process:
-        note(f"done: {run_dir}")
+        skipped = trainer.health.skipped
+        note(f"done: {run_dir}" + (f"; {skipped:,} updates skipped, not being finite" if skipped else ""))
 
 
 def make_tracker(options: Options, run_dir: Path, step: int) -> Trackers:

@@ -37,6 +37,13 @@ class TrainingOptions:
         default=0.1, metadata={"help": "share of samples trained without their label (--class_conditional)"}
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "precision of the trunk"})
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "what becomes of an update whose loss or gradient is NaN or infinite: it stops the run, whose last "
+            "checkpoint is good, or it is skipped and counted"
+        },
+    )
     save_and_sample_every: int = field(
         default=5000, metadata={"help": "steps between checkpoints, each followed by samples and their scores"}
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from math import isfinite, nan
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from diffusion.process import DiffusionError
 from diffusion.schedules import T_schedule, training_steps
 from diffusion.training import checkpoint
 from diffusion.training.batches import EpochBatches
+from diffusion.training.health import Health, Update, check_weights
 from diffusion.training.loading import made_ahead
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_ema, make_optimizer
@@ -80,6 +82,14 @@ class Trainer:
         factor = learning_rate_factor(optim.lr_schedule, optim.lr_warmup_steps, options.num_train_steps)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, factor)
         self.batches = EpochBatches(train_data.lengths, options.train_batch_size, options.random_seed)
+        self.health = Health(
+            self.batches,
+            options.gradient_accumulation_steps,
+            skips=options.on_nonfinite == "skip",
+            scaled=accelerator.scaler is not None,
+            mean=lambda numbers: accelerator.reduce(numbers, "mean"),
+            tell=self._tell,
+        )
         seed = options.random_seed
         (host_seed,) = np.random.SeedSequence(seed).generate_state(1)  # else both give the same numbers on a CPU
         self.generators = {  # alike on all processes, as `Share` says
@@ -87,7 +97,6 @@ class Trainer:
             "host": torch.Generator().manual_seed(int(host_seed)),
         }
         self.step = 0  # optimizer steps done
-        self.losses: list[torch.Tensor] = []  # of the steps since the last row of metrics
 
     @property
     def T_k(self) -> int:
@@ -103,7 +112,8 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint of the present step; every process must take part, the main one writes."""
         random = gather_object([checkpoint.random_states(self.generators)])  # dropout differs between processes
-        self._average_losses()
+        self.health.settle()
+        check_weights(self.denoiser, self.step, self.optimizer.param_groups[0]["lr"])
         if self.accelerator.is_main_process:
             self._write(random)
         self.accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one of them has stopped
@@ -126,7 +136,8 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "optimizer": type(self.optimizer.optimizer).__name__,
                 "processes": self.accelerator.num_processes,
-                "losses": [loss.item() for loss in self.losses],
+                "losses": [loss.item() for loss in self.health.losses],
+                "skipped": [self.health.skipped, self.health.in_a_row],
             },
             self.options.keep_checkpoints,
         )
@@ -149,7 +160,8 @@ class Trainer:
         states = {name.removeprefix(own): value for name, value in random.items() if name.startswith(own)}
         checkpoint.load_random_states(self.generators, states)
         self.step, self.batches.position = state["step"], state["batches"]
-        self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in state["losses"]]
+        self.health.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in state["losses"]]
+        self.health.skipped, self.health.in_a_row = state.get("skipped", (0, 0))  # which were not always counted
         self.scheduler.__dict__.update(state["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
             group["lr"] = rate
@@ -172,34 +184,34 @@ class Trainer:
         with closing(tracker), self.stop.deferred():
             if catch_up and self.step % self.options.save_and_sample_every == 0:
                 self._evaluate(tracker)
-            self._train(tracker)
+            with tqdm(
+                total=self.options.num_train_steps,
+                initial=self.step,
+                desc="train",
+                disable=not self.accelerator.is_main_process,
+                mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line every half second
+                file=sys.stderr,
+            ) as bar:
+                self._train(tracker, bar)
 
-    def _train(self, tracker: Tracker) -> None:
-        options = self.options
-        batches = self.loader()
-        bar = tqdm(
-            total=options.num_train_steps,
-            initial=self.step,
-            desc="train",
-            disable=not self.accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line every half second
-            file=sys.stderr,
-        )
+    def _train(self, tracker: Tracker, bar: tqdm) -> None:
+        options, batches = self.options, self.loader()
         started, first = time.monotonic(), self.step
         while self.step < options.num_train_steps:
             T_k, rate = self.T_k, self.optimizer.param_groups[0]["lr"]
-            loss, grad_norm = self.update(batches, T_k)
-            self.losses.append(loss)
+            _, grad_norm = self.update(batches, T_k)
             self.step += 1
             bar.update()
             if self.step % options.log_every == 0 or self.step == options.num_train_steps:
-                self._average_losses()
+                self.health.settle()
+                losses = self.health.losses
                 row = {
-                    "loss": torch.stack(self.losses).mean().item(),
+                    "loss": torch.stack(losses).mean().item() if losses else nan,
                     **self._validation(),
                     "grad_norm": grad_norm.item(),
                     "learning_rate": rate,
                     "T": T_k,
+                    **self.health.counts(),
                     "epoch": self.batches.epoch,
                     "samples": self.step * options.train_batch_size * options.gradient_accumulation_steps,
                     "steps_per_second": (self.step - first) / (time.monotonic() - started),
@@ -207,7 +219,7 @@ class Trainer:
                 shown = {"loss": f"{row['loss']:.4f}", "valid": f"{row['valid_loss_ema']:.4f}", "lr": f"{rate:.1e}"}
                 bar.set_postfix(shown | {"T": T_k})
                 tracker.log(self.step, row)
-                self.losses.clear()
+                losses.clear()
             due, stopping = self.step % options.save_and_sample_every == 0, self._stopping()
             if due or stopping or self.step == options.num_train_steps:
                 self.save()
@@ -215,7 +227,6 @@ class Trainer:
                 raise Stopped(self.stop.asked)
             if due:
                 self._evaluate(tracker)
-        bar.close()
 
     def _stopping(self) -> bool:
         """Whether a signal asked to stop, with one answer for all processes, who come to it at some steps only."""
@@ -227,8 +238,12 @@ class Trainer:
         return self.accelerator.reduce(asked, "sum").item() > 0
 
     def update(self, batches: Iterator[Share], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step; the mean loss over its micro-batches and the norm of the gradient before clipping."""
+        """One optimizer step; the mean loss over its micro-batches and the norm of the gradient before clipping.
+
+        An update that is skipped leaves weights, average and optimizer as they were; rate, range and data go on.
+        """
         self.denoiser.train()
+        update = Update(self.step + 1, T_k, self.optimizer.param_groups[0]["lr"], self.batches.position)
         micro = []
         for _ in range(self.options.gradient_accumulation_steps):
             with self.stage("load"):
@@ -240,21 +255,20 @@ class Trainer:
                     loss = share.mean(self.objective(self.denoiser, share.batch, self._steps(T_k), *draws))
                 with self.stage("backward"):
                     self.accelerator.backward(loss)
-                with self.stage("optimizer"):
-                    if self.accelerator.sync_gradients:
-                        grad_norm = self.accelerator.clip_grad_norm_(self.denoiser.parameters(), self.max_grad_norm)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
-                micro.append(loss.detach())
+            micro.append(loss.detach())
+        loss = torch.stack(micro).mean()
+        with self.stage("optimizer"):
+            grad_norm = self.accelerator.clip_grad_norm_(self.denoiser.parameters(), self.max_grad_norm)
+            if is_applied := self.health.applies(update, loss, grad_norm):
+                self.optimizer.step()
+            elif self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()  # it has looked at these gradients, and waits to hear so
+            self.optimizer.zero_grad()
         self.scheduler.step()
-        with self.stage("ema"):
-            self.ema.update()
-        return torch.stack(micro).mean(), grad_norm
-
-    def _average_losses(self) -> None:
-        """The losses since the last row of metrics become those of the whole batches, over all processes."""
-        if self.losses:
-            self.losses = list(self.accelerator.reduce(torch.stack(self.losses), "mean"))
+        if is_applied:
+            with self.stage("ema"):
+                self.ema.update()
+        return loss, grad_norm
 
     def loader(self) -> Iterator[Share]:
         """This process's shares of the batches to come, on the CPU; `position` moves as they are used."""
@@ -285,7 +299,14 @@ class Trainer:
                 draws = share.randomness(generator)
                 loss = self.objective(model, share.batch, range(self.objective.process.timesteps), *draws)
             result[name] = self.accelerator.reduce(share.mean(loss), "mean").item()
+            if not isfinite(result[name]):
+                self._tell(f"step {self.step:,}: {name} is {result[name]}; metrics.jsonl has null")
         return result
+
+    def _tell(self, line: str) -> None:
+        """A line for the person at the terminal, above the bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line, file=sys.stderr)
 
     def _evaluate(self, tracker: Tracker) -> None:
         """Samples and scores without touching the randomness of training; every process takes part."""

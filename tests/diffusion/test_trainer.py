@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import math
 import os
 import signal
 import socket
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 
 from diffusion.denoiser import DenoiserOptions, LatentDenoiser
 from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.process import DiffusionError
 from diffusion.schedules import T_schedule
-from diffusion.training import checkpoint
+from diffusion.training import checkpoint, health
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor
 from diffusion.training.options import TrainingOptions
@@ -45,6 +47,7 @@ class Atoms:
 
     count: int
     seed: int = 0
+    broken: int | None = None  # a text whose latents are no numbers
 
     def __post_init__(self):
         draw = np.random.default_rng(self.seed)
@@ -56,6 +59,7 @@ class Atoms:
         lengths = torch.from_numpy(self.lengths[indices])
         valid = torch.arange(int(lengths.max())) < lengths[:, None]
         x0 = self.atoms[torch.from_numpy(self.tokens[indices])][:, : valid.shape[1]] * valid[..., None]
+        x0[torch.from_numpy(indices) == self.broken] *= math.nan
         return Batch(x0, valid, torch.from_numpy(self.tokens[indices, 0]) % CLASSES)
 
 
@@ -142,6 +146,12 @@ def crash_at(step: int) -> Callable:
         return {"score": float(at)}, {}
 
     return evaluate
+
+
+def break_text(trainer: Trainer, step: int) -> int:
+    """Makes a text of the batch of that step one of no numbers, so that it breaks that step of every epoch."""
+    trainer.train_data.broken = int(trainer.batches.of_epoch(0)[step - 1][-1])
+    return trainer.train_data.broken
 
 
 def signal_this_process():
@@ -265,6 +275,14 @@ def make_uneven(folder: Path, token_mean: bool) -> Trainer:
     return trainer
 
 
+def make_skipping(folder: Path) -> Trainer:
+    """Of whose two processes one alone has the broken text, in steps 3 and 8 or later."""
+    options = {"num_train_steps": 16, "log_every": 4, "save_and_sample_every": 16}
+    trainer = make(folder, dropout=False, on_nonfinite="skip", **options)
+    break_text(trainer, 3)
+    return trainer
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory) -> Path:
     """What two processes made, as `train_as_one_of_two_processes` says."""
@@ -288,7 +306,7 @@ def of_two(tmp_path_factory) -> Path:
 
 
 def train_as_one_of_two_processes(folder: Path) -> None:
-    faulthandler.dump_traceback_later(60, exit=True)  # processes that wait for each other would do so for long
+    faulthandler.dump_traceback_later(300, exit=True)  # processes that wait for each other would do so for long
     options = {"num_train_steps": 30, "log_every": 5, "save_and_sample_every": 15}
     make(folder / "whole", **options).train()
     with listening() as stop:
@@ -303,6 +321,9 @@ def train_as_one_of_two_processes(folder: Path) -> None:
     trainer.train()
     for token_mean in (False, True):
         make_uneven(folder / f"uneven_{token_mean}", token_mean).train()
+    trainer = make_skipping(folder / "skipping")
+    trainer.train()
+    assert trainer.health.skipped == 2
 
 
 def test_two_processes_stop_at_the_same_step_and_resume_exactly(of_two, tmp_path):
@@ -329,6 +350,188 @@ def test_two_processes_train_as_one_does(of_two, tmp_path, token_mean):
     for one, two in zip(contents(tmp_path)[0][:2], contents(of_two / f"uneven_{token_mean}")[0][:2], strict=True):
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_skip_the_same_updates(of_two, tmp_path):
+    trainer = make_skipping(tmp_path)
+    trainer.train()
+    for alone, shared in zip(rows(tmp_path), rows(of_two / "skipping"), strict=True):
+        assert shared == pytest.approx(alone, rel=2e-5)
+    assert contents(of_two / "skipping")[1]["skipped"] == contents(tmp_path)[1]["skipped"] == [2, 0]
+
+
+# Numbers that go wrong
+
+
+def break_gradient(trainer: Trainer):
+    trainer.denoiser.write.weight.register_hook(lambda gradient: gradient / (trainer.step != 5))
+
+
+def break_loss(trainer: Trainer):
+    """Of which the gradient remains as it is."""
+    objective = trainer.objective
+    trainer.objective = lambda *args: objective(*args) + (math.inf if trainer.step == 5 and len(args) == 5 else 0)
+    trainer.objective.process, trainer.objective.mass = objective.process, objective.mass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda trainer: break_text(trainer, 6), "the loss is nan, the norm of its gradient nan"),
+        (break_gradient, r"the loss is \d\S+, the norm of its gradient (inf|nan)"),
+        (break_loss, r"the loss is inf, the norm of its gradient \d"),
+    ],
+)
+def test_what_is_no_number_ends_the_run_before_it_is_saved(tmp_path, spoil, found):
+    trainer = make(tmp_path)
+    spoil(trainer)
+    with pytest.raises(DiffusionError, match=found) as refusal:
+        trainer.train()
+    told = str(refusal.value)
+    texts = ", ".join(map(str, trainer.batches.of_epoch(0)[5]))
+    rate = 1e-3 * learning_rate_factor("cosine", 4, 12)(5)
+    assert told.startswith("step 6: ") and "\n" not in told and "--on_nonfinite skip" in told
+    assert f"at T {T_schedule('linear')(12, T, 5)}, learning rate {rate:.3g}, epoch 0, training texts {texts} (" in told
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000004"]
+    assert all(value.isfinite().all() for group in contents(tmp_path)[0][:3] for value in group.values())
+    assert [row["step"] for row in rows(tmp_path)] == [3]
+
+
+def test_the_first_of_the_bad_updates_is_told_however_seldom_they_are_looked_at(tmp_path):
+    trainer = make(tmp_path, log_every=100, save_and_sample_every=100, gradient_accumulation_steps=3)
+    break_text(trainer, 5)  # the second micro-batch of step 2
+    with pytest.raises(DiffusionError, match=r"step 2: .* training texts .* and \d more"):
+        trainer.train()
+    assert trainer.step == 12 and not checkpoint.checkpoints(tmp_path)
+
+
+def test_a_signal_saves_no_bad_update_either(tmp_path):
+    with listening() as stop:
+        trainer = make(tmp_path, stop=stop)
+        break_text(trainer, 5)
+        signal_at(trainer, 5)
+        with pytest.raises(DiffusionError, match="step 5: "):
+            trainer.train()
+    assert checkpoint.find_checkpoint(tmp_path).name == "step_00000004"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_a_skipped_update_changes_nothing_but_the_counts(tmp_path, optimizer, capsys):
+    trainer = make(tmp_path, on_nonfinite="skip", optimizer=optimizer, log_every=1, save_and_sample_every=1)
+    trainer.ema.update_after_step = 0
+    broken = break_text(trainer, 6)
+    trainer.train()
+    (before, state), (after, state_after) = contents(tmp_path, 5), contents(tmp_path, 6)
+    for group, other in zip(before[:3], after[:3], strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in group.items())
+    assert (state["skipped"], state_after["skipped"]) == ([0, 0], [1, 1])
+    assert state_after["scheduler"]["last_epoch"] == 6 and state_after["batches"] == 6
+    logged = training_rows(tmp_path)
+    assert [row["skipped"] for row in logged] == [0] * 5 + [1] * 7
+    assert logged[5]["loss"] is None and logged[5]["grad_norm"] is None and logged[6]["loss"] > 0
+    assert logged[5]["learning_rate"] == pytest.approx(1e-3 * learning_rate_factor("cosine", 4, 12)(5))
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert told.startswith("step 6: the loss is nan") and f" {broken} (counted from 0); skipped" in told
+
+
+def test_a_run_that_skips_resumes_exactly(tmp_path):
+    options = {"on_nonfinite": "skip", "num_train_steps": 20, "log_every": 7}
+    trainer = make(tmp_path / "whole", **options)
+    break_text(trainer, 4)  # and once in each of the next epochs
+    trainer.train()
+    trainer = make(tmp_path / "parts", **options, evaluate=crash_at(4))
+    break_text(trainer, 4)
+    with pytest.raises(Crash):
+        trainer.train()
+    trainer = make(tmp_path / "parts", **options, weights_seed=7)
+    break_text(trainer, 4)
+    trainer.resume(checkpoint.find_checkpoint(tmp_path / "parts"))
+    assert (trainer.health.skipped, trainer.health.in_a_row) == (1, 1)
+    trainer.train()
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert contents(tmp_path / "whole")[1]["skipped"][0] > 1
+
+
+def test_a_run_in_which_every_update_is_bad_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "MOST_IN_A_ROW", 3)
+    trainer = make(tmp_path, on_nonfinite="skip", num_train_steps=20)
+    trainer.train_data.atoms *= math.nan
+    with pytest.raises(DiffusionError, match="step 3: .* 3 updates in a row"):
+        trainer.train()
+
+
+def test_weights_that_an_update_made_infinite_are_not_saved(tmp_path):
+    trainer = make(tmp_path, log_every=100)
+    step = trainer.optimizer.step
+
+    def explode():
+        step()
+        if trainer.step == 7:
+            trainer.denoiser.write.weight.data[0, 0] = math.inf
+
+    trainer.optimizer.step = explode
+    with pytest.raises(DiffusionError, match="step 8: weights are not finite any more, at learning rate"):
+        trainer.train()
+    assert checkpoint.find_checkpoint(tmp_path).name == "step_00000004"
+
+
+def test_a_validation_loss_that_is_no_number_is_told_and_null(tmp_path, capsys):
+    trainer = make(tmp_path)
+    trainer.valid_data.atoms = trainer.valid_data.atoms * math.inf
+    trainer.train()
+    assert [(row["valid_loss"], row["valid_loss_ema"]) for row in training_rows(tmp_path)] == [(None, None)] * 4
+    assert all(row["loss"] > 0 for row in training_rows(tmp_path))
+    assert "step 3: valid_loss_ema is nan; metrics.jsonl has null" in capsys.readouterr().err
+
+
+@pytest.fixture
+def with_scaler() -> Callable[..., Trainer]:
+    """make(...) as on a GPU with --mixed_precision fp16: the loss scaler of a GPU, on the CPU."""
+
+    def made(folder: Path, scale: float, **options) -> Trainer:
+        trainer = make(folder, **options)
+        accelerator = trainer.accelerator
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        accelerator.native_amp = True
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.autocast = nullcontext  # in which the loss stays what it is
+        trainer.health.scaled = True
+        trainer.denoiser.write.weight.register_hook(lambda gradient: gradient.half().float())  # which ends at 65504
+        trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=accelerator.scaler)
+        return trainer
+
+    return made
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_gradients_that_overflow_are_the_scalers_business(tmp_path, with_scaler, optimizer, on_nonfinite):
+    """Too large a scale: updates are not made, the scale falls, the rate goes on, and it all resumes exactly."""
+    options = {"optimizer": optimizer, "on_nonfinite": on_nonfinite, "log_every": 1, "save_and_sample_every": 1}
+    first = with_scaler(tmp_path, 2.0**24, **options)
+    with pytest.raises(Crash):
+        first.evaluate = crash_at(6)
+        first.train()
+    overflowed = [row["grad_norm"] is None for row in training_rows(tmp_path)]
+    assert overflowed[0] and first.health.skipped == sum(overflowed)
+    (one, _), (two, state) = contents(tmp_path, 1), contents(tmp_path, 2)
+    for group, other in zip(one[:1] + one[2:3], two[:1] + two[2:3], strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in group.items())
+    assert state["scheduler"]["last_epoch"] == 2 and state["scaler"]["scale"] == 2.0**22
+    second = with_scaler(tmp_path, 2.0**24, weights_seed=7, **options)
+    second.resume(checkpoint.find_checkpoint(tmp_path))
+    assert second.accelerator.scaler.get_scale() == 2.0 ** (24 - sum(overflowed))
+    second.train()
+    logged = training_rows(tmp_path)
+    assert logged[-1]["skipped"] == sum(row["grad_norm"] is None for row in logged) < 12
+    assert all(row["loss"] > 0 for row in logged if not (on_nonfinite == "skip" and row["grad_norm"] is None))
+
+
+def test_a_loss_that_is_no_number_is_not_the_scalers_business(tmp_path, with_scaler):
+    trainer = with_scaler(tmp_path, 1.0)
+    break_text(trainer, 6)
+    with pytest.raises(DiffusionError, match="step 6: the loss is nan"):
+        trainer.train()
 
 
 # Stopping
