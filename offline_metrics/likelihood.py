@@ -11,7 +11,7 @@ import numpy as np
 from offline_metrics.errors import MetricError
 from offline_metrics.scores import Scores
 
-NO_SPREAD = "one {0}, or an infinite one, has no spread"
+NO_SPREAD = "one {0}, or one that is not finite, has no spread"
 
 
 def likelihood(
@@ -32,10 +32,11 @@ def likelihood(
     per_text, row = nats.mean(1), Scores()
     for name, count in counts.items():
         value, error = _ratio(per_text, count)
-        row.add({name: value}, "there are no words")
+        reason = "the likelihood of a text is not a number" if count.sum() else f"there are no {name.split('_')[-1]}s"
+        row.add({name: value}, reason)
         row.add({f"{name}_std": error}, NO_SPREAD.format("text"))
     draws, noise = nats.shape[1], nan
-    if draws > 1 and np.isfinite(nats).all():
+    if draws > 1 and np.isfinite(nats).all() and np.sum(tokens):
         noise = sqrt((nats.var(1, ddof=1) / draws).sum()) / counts["nats_per_token"].sum()
     row.add({"nats_per_token_draws": noise}, NO_SPREAD.format("draw"))
     row |= {"likelihood_texts": float(len(nats)), "likelihood_tokens": float(np.sum(tokens)), "draws": float(draws)}

@@ -54,6 +54,8 @@ def mauve_score(
     with _quiet_stderr(), np.errstate(all="ignore"):
         points = _reduced(p, q)
         scores = [_one_clustering(points, buckets, seed, scaling_factor) for seed in seeds]
+    if not np.isfinite(scores).all():
+        return result | {"note": f"the divergence curve is not defined at a scaling factor of {scaling_factor:g}"}
     return result | {
         "mauve": float(np.mean(scores)),
         "mauve_std": float(np.std(scores, ddof=1)),

@@ -79,7 +79,8 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
     """Mean `<key>` and sample standard deviation `<key>_std` over runs, with their number as `runs`.
 
     The mean clustering spread of the runs goes to `<key>_clustering_std`. A value that is NaN in any run is NaN, and
-    its note says in how many. One row alone keeps its values, clustering spread included. Raises MetricError for none.
+    its note says in how many; one that is infinite in some has no spread. One row alone keeps its values, clustering
+    spread included. Raises MetricError for none.
     """
     if not rows:
         raise MetricError("aggregate: no rows given; expected the results of at least one run")
@@ -95,7 +96,8 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
             reason = next((note for row in rows if (note := _notes(row).get(name))), "not measured")
             result.add({name: nan, name + SPREAD: nan}, f"missing in {missing} of {len(rows)} runs: {reason}")
         else:
-            result.add({name: fmean(values), name + SPREAD: stdev(values)}, "")
+            spread = stdev(values) if all(map(isfinite, values)) else nan
+            result.add({name: fmean(values), name + SPREAD: spread}, "infinite in some run")
     return Scores({**result, "runs": float(len(rows))}, result.notes)
 
 

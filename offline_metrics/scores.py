@@ -1,7 +1,7 @@
 """One row of results: flat names and numbers, and for every NaN the reason why there is no number."""
 
 from collections.abc import Mapping
-from math import isfinite, isnan, nan
+from math import isfinite, isinf, isnan, nan
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Scores(dict[str, float]):
 
     def as_record(self) -> dict[str, float | None | dict[str, str]]:
         """The form kept on disk: the values side by side, null for a value that is not finite, and "notes"."""
-        return {name: value if isfinite(value) else None for name, value in self.items()} | {"notes": self.notes}
+        notes = {name: "infinite" for name, value in self.items() if isinf(value)} | self.notes
+        return {name: value if isfinite(value) else None for name, value in self.items()} | {"notes": notes}
 
     @classmethod
     def from_record(cls, record: Mapping) -> "Scores":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan
+from math import inf, nan
 from typing import ClassVar
 
 import numpy as np
@@ -75,7 +75,7 @@ class MetricOptions:
     def __post_init__(self) -> None:
         if self.mauve_seeds < 3:
             raise MetricError(f"--mauve_seeds {self.mauve_seeds}: expected 3 or more, fewer cannot show the spread")
-        if not self.mauve_scaling_factor > 0:
+        if not 0 < self.mauve_scaling_factor < inf:
             raise MetricError(f"--mauve_scaling_factor {self.mauve_scaling_factor}: expected a positive number")
         if self.metric_batch_size < 1:
             raise MetricError(f"--metric_batch_size {self.metric_batch_size}: expected 1 or more")
@@ -221,7 +221,10 @@ class MetricSuite:
             row.add(dict.fromkeys(PERPLEXITY_KEYS, nan), "no language model was given to score the texts")
         else:
             found = perplexity(texts, self.scorer, self.options.metric_batch_size)
-            row.add({key: found[source] for key, source in PERPLEXITY_KEYS.items()}, "no text has a token to score")
+            reason = "the language model gave a text a likelihood that is not a number"
+            if not found["tokens"]:
+                reason = "no text has a token to score"
+            row.add({key: found[source] for key, source in PERPLEXITY_KEYS.items()}, reason)
 
     def _add_mauve(self, row: Scores, name: str, left: TextFeatures, right: TextFeatures, count: int) -> None:
         if self.feature_model is None:

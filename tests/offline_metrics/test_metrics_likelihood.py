@@ -1,6 +1,6 @@
 """Nats per text, token and word: sums over sums, and errors that agree with theory and with resampling."""
 
-from math import inf, isnan, log, sqrt
+from math import inf, isnan, log, nan, sqrt
 
 import numpy as np
 import pytest
@@ -76,6 +76,17 @@ def test_what_cannot_be_computed_has_a_reason(rng):
     impossible = likelihood(np.array([[3.0, 3.0], [inf, 2.0]]), [2, 2], [1, 1])
     assert impossible["nats_per_token"] == inf and isnan(impossible["nats_per_token_std"])
     assert isnan(impossible["nats_per_token_draws"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_reason_is_the_one_that_holds():
+    unknown = likelihood(np.array([[nan, 1.0], [2.0, 1.0]]), [2, 2], [1, 1])
+    assert isnan(unknown["nats_per_token"]) and unknown.notes["nats_per_token"].endswith("is not a number")
+    silent = likelihood(np.ones((2, 2)), [0, 0], [0, 0], [0, 0])
+    reasons = {name: note for name, note in silent.notes.items() if not name.endswith(("std", "draws"))}
+    assert reasons == {f"nats_per_{unit}": f"there are no {unit}s" for unit in ("token", "word")} | {
+        "bits_per_character": "there are no characters"
+    }
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,13 @@ def test_features_that_are_all_alike_or_not_finite(arrays):
     assert mauve_score(arrays["p_features"][:40, :8], alike)["mauve"] < 0.2
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_scaling_factor_at_which_there_is_no_curve_has_a_note(arrays):
+    p = arrays["p_features"][:40]
+    found = mauve_score(p, p, scaling_factor=1e300)
+    assert isnan(found["mauve"]) and "scaling factor of 1e+300" in found["note"]
+
+
 def test_fewer_than_three_seeds_are_refused(arrays):
     with pytest.raises(MetricError, match="at least 3"):
         mauve_score(arrays["p_features"], arrays["q_features"], seeds=(25, 26))

@@ -85,6 +85,15 @@ def test_aggregate_does_not_average_over_missing_values_in_silence():
     assert "– [1]" in table({"x": found}) and "missing in 1 of 2 runs" in table({"x": found})
 
 
+def test_what_is_infinite_in_some_run_is_infinite_and_says_so_on_disk(tmp_path):
+    found = aggregate([Scores({"perplexity": value}) for value in (3.0, inf)])
+    assert found["perplexity"] == inf and isnan(found["perplexity_std"])
+    write_json(tmp_path / "scores.json", found)
+    read = json.loads((tmp_path / "scores.json").read_text())
+    assert read["perplexity"] is None and read["notes"]["perplexity"] == "infinite"
+    assert "[1] PPL: infinite" in table({"x": Scores.from_record(read)})
+
+
 def test_json_is_strict_and_keeps_the_reasons(rows, tmp_path):
     path = tmp_path / "new" / "scores.json"
     write_json(path, {"rows": rows, "array": np.array([1.5, inf]), "count": np.int64(3)})

@@ -1,6 +1,6 @@
 """The whole suite on tiny models: one pipeline for generated and human text, nothing computed twice or dropped."""
 
-from math import isnan, nan
+from math import inf, isfinite, isnan, nan
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
 from offline_metrics.metric_info import COUNTS, METRICS
 from offline_metrics.perplexity import perplexity
+from offline_metrics.report import table
 from offline_metrics.result_store import ResultStore
 from offline_metrics.scores import Scores
 from offline_metrics.suite import MetricOptions, MetricSuite
@@ -142,6 +143,7 @@ def test_few_training_texts_are_halved_for_the_human_row(model, split):
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "  "] * 10])
+@pytest.mark.filterwarnings("error")
 def test_empty_generations_give_notes_not_crashes(suite, texts):
     row = suite.score(texts)
     assert row["texts"] == len(texts) and row["empty_texts"] == len(texts) and row["unique_words"] == 0
@@ -149,6 +151,56 @@ def test_empty_generations_give_notes_not_crashes(suite, texts):
         assert isnan(row[name]) and row.notes[name]
     assert {name for name, value in row.items() if isnan(value)} == set(row.notes)
     assert all(row.notes.values())
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["A box ."],
+        ["A young sailor sold it ."] * 40,
+        [" ", "\n\n", "\t", "\u2003\r\n"] * 5,
+        ["\U0001f600\U0001f389", "\U0001f469\u200d\U0001f467", "\u202e\u200b", "\ufffd\x00"] * 5,
+        ["word " * 100, "x" * 500] * 8,
+        ["", "Our teacher sold a box and two kites ."] * 8,
+    ],
+    ids=["one", "all the same", "blanks", "symbols", "long", "half empty"],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_a_bad_model_writes_is_scored_in_silence_or_has_a_note(model, split, texts):
+    """Also against one training text, one reference and no models; no warning is given and the table can be printed."""
+    for train, references, reader in (*((each, split[1], model) for each in (split[0], split[0][:1], [])),
+                                      (split[0], split[1][:1], model), (split[0], split[1], None)):  # fmt: skip
+        suite = MetricSuite(MetricOptions(), reader, reader, train, references)
+        rows = {"human": suite.human_row(len(texts)), "own": suite.score(texts)}
+        for row in rows.values():
+            without = {name for name, value in row.items() if not isfinite(value)}
+            assert without == row.notes.keys() and all(row.notes.values())
+            kept = row.as_record()
+            assert {name for name, value in kept.items() if value is None} == without
+        assert table(rows).count("–") == table(rows).count("– [")
+        assert not isnan(rows["own"]["mean_words"])
+
+
+class Broken(CountingModel):
+    """A model whose numbers overflowed: nothing is known of any text."""
+
+    def features(self, texts, batch_size):
+        return np.full((len(texts), 4), nan, dtype=np.float32)
+
+    def nll(self, texts, batch_size):
+        return np.full(len(texts), self.value), self.model.nll(texts, batch_size)[1]
+
+
+@pytest.mark.parametrize(("nll", "note"), [(nan, "not a number"), (inf, "infinite")])
+@pytest.mark.filterwarnings("error")
+def test_what_the_models_cannot_say_is_not_put_down_to_the_texts(model, split, nll, note):
+    broken = Broken(model)
+    broken.value = nll
+    row = MetricSuite(MetricOptions(), broken, broken, split[0], split[1]).score(split[2]).as_record()
+    for name in ("perplexity", "corpus_perplexity", "median_perplexity"):
+        assert row[name] is None and note in row["notes"][name]
+    assert row["mauve"] is None and "not finite" in row["notes"]["mauve"]
+    assert row["tokens"] > 0 and row["diversity"] is not None
 
 
 def test_empty_texts_among_others_stay_in_the_count(suite, split):
@@ -173,9 +225,10 @@ def test_options_parse_as_flags_and_refuse_nonsense():
     assert "metrics:" in parser.format_help()
     (options,) = parser.parse_args_into_dataclasses(["--mauve_seeds", "4", "--mauve_scaling_factor", "8"])
     assert (options.mauve_seeds, options.mauve_scaling_factor, options.metric_batch_size) == (4, 8.0, 32)
-    for wrong in ({"mauve_seeds": 2}, {"mauve_scaling_factor": 0.0}, {"metric_batch_size": 0}):
-        with pytest.raises(MetricError, match=f"--{next(iter(wrong))}"):
-            MetricOptions(**wrong)
+    for flag, wrong in (("mauve_seeds", 2), ("mauve_scaling_factor", 0.0), ("mauve_scaling_factor", inf),
+                        ("metric_batch_size", 0)):  # fmt: skip
+        with pytest.raises(MetricError, match=f"--{flag} {wrong}"):
+            MetricOptions(**{flag: wrong})
 
 
 # The store
