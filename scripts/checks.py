@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
 from diffusion.training import checkpoint
-from latent_models.codec import ModelError, find_model
+from latent_models.codec import ModelError, find_model, first_line
 from latent_models.corpora import Corpus, load_corpus
 from latent_models.token_codec import find_tokenizer
 from scripts.console import note
@@ -22,13 +27,20 @@ from scripts.options import Options
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks of a job read: its options, and its corpus once."""
+    """What the checks of a job read: its options, and its corpus and the metrics' models once."""
 
     options: Options
+    readers: dict[Path, nn.Module] = field(default_factory=dict)
 
     @cached_property
     def corpus(self) -> Corpus:
         return load_corpus(self.options.data)
+
+    def reader(self, folder: Path) -> nn.Module:
+        """A model of the metrics without its weights."""
+        if folder not in self.readers:
+            self.readers[folder] = open_reader(folder)
+        return self.readers[folder]
 
 
 def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
@@ -49,6 +61,9 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
         yield lambda: check_writable("save_dir", run_options.save_dir)
     for flag in metric_models(options):
         yield lambda flag=flag: metric_model(options, flag)
+    if run_options.mode in ("train", "resume_training"):  # which read them first when hours have gone by
+        for folder in reader_folders(options):
+            yield lambda folder=folder: inputs.reader(folder)
 
 
 def check(options: Options) -> Corpus:
@@ -127,6 +142,34 @@ def metric_model(options: Options, flag: str) -> Path | None:
         if flag in options.given or options.run.mode in ("eval", "eval_test"):
             raise
         return None
+
+
+def reader_folders(options: Options) -> list[Path]:
+    """The metrics' models that are there, each once."""
+    folders = []
+    for flag in metric_models(options):
+        with suppress(ModelError):
+            folders.append(metric_model(options, flag))
+    return [folder for folder in dict.fromkeys(folders) if folder is not None]
+
+
+def open_reader(folder: Path) -> nn.Module:
+    """A model of the metrics without its weights, of which the headers are read; ModelError where it is damaged."""
+    modules = folder / "modules.json"  # of a sentence model
+    on_disk = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        place = folder / json.loads(modules.read_bytes())[0]["path"] if modules.is_file() else folder
+        kind = AutoModel if modules.is_file() else AutoModelForCausalLM
+        AutoTokenizer.from_pretrained(place, **on_disk)
+        model, report = kind.from_pretrained(
+            place, device_map="meta", use_safetensors=True, output_loading_info=True, **on_disk
+        )
+    except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
+        raise ModelError(f"{folder}: cannot load the model: {first_line(error)}; cache it again") from error
+    absent = sorted({*report["missing_keys"], *report["mismatched_keys"]})
+    if absent and not modules.is_file():
+        raise ModelError(f"{folder}: {len(absent)} weights are not there (first: {absent[0]}); cache the model again")
+    return model
 
 
 def missing_metric_models(options: Options) -> list[str]:

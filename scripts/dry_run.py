@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +16,14 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from diffusion.training import checkpoint
-from latent_models.codec import ModelError, find_model, first_line
+from latent_models.codec import find_model
 from latent_models.latent_cache import STORED, cache_folder
 from latent_models.seq2seq_codec import Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from scripts.build import fit_space, load_space, make_denoiser
-from scripts.checks import Inputs, checks, metric_model, metric_models, missing_metric_models, needed_models
+from scripts.checks import Inputs, checks, missing_metric_models, needed_models, reader_folders
 from scripts.errors import USER_ERRORS, Problems, UsageError
 from scripts.methods import METHODS
 from scripts.options import Options
@@ -72,7 +71,7 @@ def look(options: Options, problems: list[str]) -> Findings:
     for each in checks(inputs):
         findings.of(each)
     codec = findings.of(lambda: _codec(options)) if "enc_dec_model" in needed_models(options) else None
-    readers = {folder: findings.of(lambda folder=folder: _reader(folder)) for folder in _reader_folders(options)}
+    readers = {folder: findings.of(lambda folder=folder: inputs.reader(folder)) for folder in reader_folders(options)}
     if options.run.resume_dir is not None:
         findings.of(lambda: _read_checkpoint(options))
     network = None if findings.problems else findings.of(lambda: _network(inputs, codec))
@@ -102,33 +101,6 @@ def look(options: Options, problems: list[str]) -> Findings:
 def _codec(options: Options) -> Seq2SeqCodec:
     """The encoder-decoder without its weights: of their files the headers are read."""
     return Seq2SeqCodec.load(find_model(options.codec.enc_dec_model), options.codec.max_length, "meta")
-
-
-def _reader_folders(options: Options) -> list[Path]:
-    """The metrics' models that are there, each once."""
-    folders = []
-    for flag in metric_models(options):
-        with suppress(ModelError):
-            folders.append(metric_model(options, flag))
-    return [folder for folder in dict.fromkeys(folders) if folder is not None]
-
-
-def _reader(folder: Path) -> nn.Module:
-    """A model of the metrics without its weights; raises ModelError where it would not load."""
-    is_sentence_model = (folder / "modules.json").is_file()
-    kind = AutoModel if is_sentence_model else AutoModelForCausalLM
-    on_disk = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        AutoTokenizer.from_pretrained(folder, **on_disk)
-        model, report = kind.from_pretrained(
-            folder, device_map="meta", use_safetensors=True, output_loading_info=True, **on_disk
-        )
-    except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-        raise ModelError(f"{folder}: cannot load the model: {first_line(error)}; cache it again") from error
-    absent = sorted({*report["missing_keys"], *report["mismatched_keys"]})
-    if absent and not is_sentence_model:
-        raise ModelError(f"{folder}: {len(absent)} weights are not there (first: {absent[0]}); cache the model again")
-    return model
 
 
 def _read_checkpoint(options: Options) -> None:

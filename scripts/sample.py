@@ -139,7 +139,11 @@ def check_sampling(options: Options, output: SampleOptions) -> None:
         raise UsageError(f"--strategy {output.strategy!r} is not one of: {', '.join(strategies)}")
     if not method.on_tokens and (output.show_intermediate or output.semi_ar_stride is not None):
         raise UsageError("--show_intermediate and --semi_ar_stride need a method on tokens; this run is latent")
+    if "split" in options.given and not options.tokens.condition_on_source:
+        raise UsageError(f"--split {output.split}: is whose sources are used, and this run has none; leave it out")
     if output.semi_ar_stride is None:
+        if "semi_ar_strides" in options.given:
+            raise UsageError(f"--semi_ar_strides {output.semi_ar_strides}: of how many tokens? Give --semi_ar_stride")
         return
     for flag in ("prefix", "suffix", "clamp", "show_intermediate"):
         if getattr(output, flag):

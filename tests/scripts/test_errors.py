@@ -139,6 +139,18 @@ def test_a_wrong_command_line(refused, line, wanted):
     assert re.search(wanted, refused(line))
 
 
+def test_a_damaged_model_of_the_metrics_is_told_before_training(refused, tmp_path, monkeypatch):
+    """Not hours later, at the first evaluation."""
+    monkeypatch.setattr(train_text_diffusion, "build", lambda *_: pytest.fail("went on"))
+    folder = Path(shutil.copytree(ROOT / "pre_trained_models" / "gpt2-demo", tmp_path / "gpt2"))
+    for file, content in (("tokenizer.json", b"{"), ("config.json", b""), ("model.safetensors", b"\0" * 100)):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(content)
+        line = f"{TRAIN} {METRICS} --method mdlm --perplexity_model {folder}"
+        assert f"{folder}: cannot load the model: " in refused(line), file
+        (folder / file).write_bytes(whole)
+
+
 def test_a_bert_with_another_tokenizer(refused, bert_dir, tmp_path):
     shutil.copytree(bert_dir, tmp_path / "bert")
     for file in (Path("pre_trained_models/bart-demo") / name for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -282,6 +294,8 @@ def test_what_has_no_likelihood_is_told_before_anything_is_loaded(refused, place
         ("mdlm", "--semi_ar_stride 3 --semi_ar_strides 0", "--semi_ar_strides 0: expected at least 1"),
         ("mdlm", "--semi_ar_stride 3 --prefix A", "--prefix does not go with --semi_ar_stride"),
         ("mdlm", "--semi_ar_stride 3 --show_intermediate", "--show_intermediate does not go with --semi_ar_stride"),
+        ("mdlm", "--semi_ar_strides 3", "--semi_ar_strides 3: .* Give --semi_ar_stride"),
+        ("mdlm", "--split valid", "--split valid: is whose sources are used, and this run has none"),
         ("mdlm", "--split dev", "--split 'dev' is not one of: train, valid, test"),
         ("mdlm", "--strategy beam", "--strategy 'beam' is not one of: sample"),
         ("mdlm", "--sampler euler", "--method mdlm has the samplers ddpm_cache, ancestral"),

@@ -377,6 +377,26 @@ def test_an_evaluation_goes_on_where_nothing_can_be_kept(plain, call, tmp_path):
     assert outcome.err.count("cannot be written to") == 1
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("written", "count"), [("", 16), (" \n", 3), ("A pub.", 1)])
+def test_what_cannot_be_computed_is_told_and_the_run_goes_on(train, monkeypatch, rows_of, written, count):
+    """A model that writes nothing, or too little for MAUVE: no number is made up."""
+    monkeypatch.setattr(LatentSpace, "decode", lambda self, x0, valid, strategy, seeds: [written] * len(x0))
+    run_dir, outcome = train(f"mute{count}", "plain", f"{METRICS} --num_samples {count}")
+    assert "Warning" not in outcome.err and "steps 0 to 4" in outcome.err
+    folder = run_dir / "evaluation" / "step_00000004"
+    scores = json.loads((folder / "scores.json").read_text())["beam"]
+    missing = {"rep_4", "diversity", "memorization"} if not written.strip() else {"rep_4", "diversity"}
+    missing |= {"perplexity", "corpus_perplexity"} if not written else set()
+    missing |= {"mauve", "mauve_train"} if count < 15 else set()
+    assert missing <= {name for name, value in scores.items() if value is None} == scores["notes"].keys()
+    assert (scores["texts"], scores["empty_texts"]) == (count, count * (not written.strip()))
+    table = (folder / "table.md").read_text()
+    assert "– [1]" in table and all(note in table for name, note in scores["notes"].items() if name in missing)
+    logged = [row for row in rows_of(run_dir) if "beam/texts" in row]
+    assert [row["step"] for row in logged] == [2, 4] and all(logged[-1][f"beam/{name}"] is None for name in missing)
+
+
 def test_evaluating_with_another_sampler_setting(plain, call, tmp_path):
     line = f"--eval --resume_dir {plain[0]} --num_samples 2 --output_dir {tmp_path}"
     assert call(main, f"{line} --sampler ancestral --sampling_timesteps 50").status == 0
