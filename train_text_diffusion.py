@@ -33,6 +33,7 @@ from scripts.likelihood import evaluate_likelihood
 from scripts.options import Options, given_flags
 from scripts.processes import is_main, join
 from scripts.sampling import sample
+from scripts.spaces import save_space
 
 
 def make_run_dir(options: Options, corpus_name: str) -> Path:
@@ -66,7 +67,7 @@ def train(options: Options, stop: StopSignals) -> None:
         train_data, valid_data = system.data("train"), system.data("valid")
     if accelerator.is_main_process and not resumed:
         run_dir = make_run_dir(options, corpus.name)
-        space.save(run_dir)
+        save_space(space, run_dir)
     (run_dir,) = broadcast_object_list([run_dir])
 
     set_seed(options.training.random_seed, device_specific=True)  # dropout draws from the global generators

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,6 +20,18 @@ class ModelError(Exception):
 def first_line(error: Exception) -> str:
     """What an error of a library says first, or its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_complete(folder: Path, told: dict[str, Any]) -> None:
+    """Raises ModelError where transformers filled weights with random numbers, since the files lack them.
+
+    `told` is what from_pretrained says with output_loading_info.
+    """
+    if absent := sorted(map(str, {*told["missing_keys"], *told["mismatched_keys"]})):
+        raise ModelError(
+            f"{folder}: {len(absent)} weights of the model are not in its files (first: {absent[0]}); expected a "
+            "complete model: cache it again"
+        )
 
 
 @dataclass(frozen=True)

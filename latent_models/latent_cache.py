@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def encoded(
     place = cache_folder(codec, texts, folder, name, dtype)
     about = {"codec": codec.fingerprint, "dtype": dtype, "width": codec.width, "texts": len(texts)}
     if not place.is_dir():
+        if os.path.lexists(place):  # found out now, not after hours of encoding
+            raise ModelError(f"{place}: not a folder; expected one of encoded texts, or none: move it away")
         with claimed(place, "states.npy", f"{name}: another process is encoding these texts; waiting for it") as file:
             if file is not None:
                 _build(codec, texts, file, about, name, batch_size)

@@ -14,19 +14,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latent_models.codec import ModelError
+from latent_models.codec import ModelError, first_line
 
 
 def load_tensors(path: Path, *names: str) -> list[Tensor]:
     """The tensors of a safetensors file that holds just these; raises ModelError."""
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); expected the file that training writes") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read ({first_line(error)}); expected the file that training writes"
+        ) from error
     if tensors.keys() != set(names):
         holds, wanted = ", ".join(sorted(tensors)), ", ".join(names)
         raise ModelError(f"{path}: holds {holds}; expected {wanted}: restore the file that training writes")
     return [tensors[name] for name in names]
+
+
+def load_counts(path: Path, name: str) -> Tensor:
+    """The one tensor of a safetensors file, counts [n] of which some are above 0; raises ModelError."""
+    (counts,) = load_tensors(path, name)
+    check_counts(path, counts)
+    return counts
+
+
+def check_counts(path: Path, counts: Tensor) -> None:
+    """Raises ModelError unless these are whole numbers [n] from 0, some above it."""
+    if counts.dtype != torch.int64 or counts.dim() != 1 or (counts < 0).any() or not (counts > 0).any():
+        raise ModelError(f"{path}: holds no counts; expected what training writes, whole numbers from 0: restore it")
 
 
 @dataclass(frozen=True)
@@ -68,4 +83,4 @@ class LengthModel:
     @classmethod
     def load(cls, path: Path) -> LengthModel:
         """Raises ModelError where the file is missing or damaged."""
-        return cls(*load_tensors(path, "length_counts"))
+        return cls(load_counts(path, "length_counts"))

@@ -6,12 +6,13 @@ among them detokenised.
 """
 
 import csv
-import json
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from latent_models.strict_json import parse
 
 TEXT_NAMES = ("text", "trg")
 SOURCE_NAMES = ("source", "src")
@@ -142,12 +143,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _json_values(path: Path, expected: str) -> Iterator[tuple[int, Any]]:
     for number, line in _lines(path):
         try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            wrong = f"not JSON ({error.msg} at column {error.colno})"
-            raise fault(path, number, wrong, expected, "correct the line") from None
-        except (ValueError, RecursionError):  # a number of thousands of digits, lists thousands of levels deep
-            raise fault(path, number, "not readable as JSON", expected, "correct the line") from None
+            yield number, parse(line)
+        except ValueError as error:
+            raise fault(path, number, f"not JSON ({error})", expected, "correct the line") from None
 
 
 def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -233,16 +231,11 @@ def _value(path: Path, number: int, record: dict[str, Any], names: tuple[str, ..
 
 
 def _checked(path: Path, number: int, name: str, value: str) -> str:
-    """`value` itself, unless it is blank or holds what JSON escapes can smuggle in: NUL, half a surrogate pair."""
+    """`value` itself, unless it is blank or holds the NUL that a JSON escape can smuggle in."""
     if not value.strip():
         raise fault(path, number, f"empty {name!r}", "a filled one on every line", "remove or fill the line")
     if "\0" in value:
         raise fault(path, number, f"{name!r} holds a NUL character", "text", "remove the character")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        wrong = f"{name!r} holds half a surrogate pair, \\u{ord(value[error.start]):04x}"
-        raise fault(path, number, wrong, "valid Unicode", "write the character as UTF-8") from None
     return value
 
 

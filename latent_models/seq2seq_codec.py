@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from latent_models.codec import Encoded, ModelError, first_line
+from latent_models.codec import Encoded, ModelError, check_complete, first_line
 from latent_models.readers import detokenise
 
 LatentDtype = Literal["float32", "bf16"]
@@ -102,8 +102,8 @@ class Seq2SeqCodec:
         on_disk = {"local_files_only": True, "trust_remote_code": False}
         outline = {"device_map": "meta"} if str(device) == "meta" else {}
         try:
-            model = AutoModelForSeq2SeqLM.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, **outline, **on_disk
+            model, told = AutoModelForSeq2SeqLM.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **outline, **on_disk
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
@@ -111,6 +111,7 @@ class Seq2SeqCodec:
                 f"{folder}: cannot be used as encoder-decoder ({first_line(error)}); expected a BART-like model saved "
                 "as safetensors with its tokenizer"
             ) from error
+        check_complete(folder, told)
         positions = getattr(model.config, "max_position_embeddings", max_length)
         if max_length > positions:
             raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latent_models.lengths import LengthModel, load_tensors
+from latent_models.codec import ModelError
+from latent_models.lengths import LengthModel, check_counts, load_tensors
 
 EPSILON = 1e-5
 
@@ -69,4 +70,8 @@ class LatentStatistics:
     def load(cls, path: Path) -> LatentStatistics:
         """Raises ModelError where the file is missing or damaged."""
         mean, scale, length_counts = load_tensors(path, "mean", "scale", "length_counts")
+        check_counts(path, length_counts)
+        numbers = all(each.is_floating_point() and each.isfinite().all() for each in (mean, scale))
+        if not numbers or mean.dim() != 1 or scale.shape not in ((), mean.shape) or (scale < 0).any():
+            raise ModelError(f"{path}: holds no mean [D] and scale; expected what training writes: restore it")
         return cls(mean, scale, LengthModel(length_counts))

@@ -9,20 +9,21 @@ from transformers import AutoModelForMaskedLM
 
 from diffusion.bert_denoiser import BertDenoiser
 from diffusion.process import Process
-from latent_models.codec import ModelError, first_line
+from latent_models.codec import ModelError, check_complete, first_line
 from latent_models.token_codec import TokenCodec
 
 
 def load_bert(folder: Path, codec: TokenCodec, process: Process, time_input: str) -> nn.Module:
     """The denoiser made of a cached masked language model; ModelError where the folder holds none that fits."""
     try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        model, told = AutoModelForMaskedLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
         raise ModelError(
             f"{folder}: no masked language model ({first_line(error)}); expected a BERT with safetensors"
         ) from error
+    check_complete(folder, told)
     if model.config.model_type not in ("bert", "roberta"):
         raise ModelError(f"{folder}: a model of type {model.config.model_type}; expected bert or roberta")
     tokenizer = codec.tokenizer

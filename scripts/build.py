@@ -28,7 +28,7 @@ from scripts.demo_grammar import acceptance
 from scripts.hardware import compile_trunk, device
 from scripts.methods import METHODS, Method, sampler_of
 from scripts.options import Options
-from scripts.spaces import LatentSpace, Space, TokenSpace
+from scripts.spaces import LatentSpace, Space, TokenSpace, check_files
 
 # Further metrics of single corpora, each a function of the texts.
 EXTRA_METRICS: dict[str, dict[str, Callable[[list[str]], float]]] = {"demo": {"acceptance": acceptance}}
@@ -149,6 +149,7 @@ def fit_space(options: Options, corpus: Corpus) -> Space:
 
 def load_space(options: Options, run_dir: Path) -> Space:
     """The space of an earlier run."""
+    check_files(run_dir)
     if not METHODS[options.method.method].on_tokens:
         return LatentSpace.load(options.codec, run_dir, Path(options.run.save_dir), device())
     return TokenSpace.load(options.tokens, options.codec, run_dir, options.data.running_text is not None)

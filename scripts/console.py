@@ -1,11 +1,25 @@
 """What is said to the person at the terminal."""
 
+import re
 import sys
 
 from scripts.processes import is_main
+
+# Controls a terminal but newline and tab, or turns the direction of what follows.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Text with what would control the terminal written out, such as \\x1b."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def note(message: str) -> None:
     """One line for the person at the terminal or the job's log, from one of the processes."""
     if is_main():
-        print(message, file=sys.stderr, flush=True)
+        print(shown(message), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """A result for the person at the terminal, texts of models and names among it."""
+    print(shown(text), flush=True)

@@ -12,6 +12,7 @@ from diffusion.training.signals import Stopped, listening
 from latent_models.codec import ModelError, first_line
 from latent_models.corpora import CorpusError
 from offline_metrics.errors import MetricError
+from scripts.console import shown
 
 
 class UsageError(Exception):
@@ -67,5 +68,5 @@ def run(main: Callable[[], None]) -> None:
 
 def _leave(*messages: str) -> NoReturn:
     for message in messages:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(EXIT_USER_ERROR)

@@ -20,6 +20,7 @@ from scripts.build import space_type
 from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.options import Options, parse
+from scripts.spaces import RECORD
 
 
 @dataclass
@@ -43,7 +44,10 @@ def main() -> None:
     newest = checkpoint.find_checkpoint(source)
     check_writable("output_dir", target)
     (target / checkpoint.FOLDER / newest.name).mkdir(parents=True)
-    for name in ("args.json", *space_type(options).files, "metrics.jsonl", newest.relative_to(source) / "state.json"):
+    names = ["args.json", *space_type(options).files, "metrics.jsonl", newest.relative_to(source) / "state.json"]
+    if (source / RECORD).is_file():  # older runs have none
+        names.append(RECORD)
+    for name in names:
         copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
         copy(source / name, target / name)
     (weights,), _ = checkpoint.load(newest, "ema")

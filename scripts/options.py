@@ -25,8 +25,9 @@ from latent_models.corpora import DataOptions
 from latent_models.seq2seq_codec import CodecOptions
 from offline_metrics.suite import MetricOptions
 from scripts.command_line import given_flags, parse
-from scripts.errors import UsageError
+from scripts.errors import USER_ERRORS, UsageError
 from scripts.method_options import MethodOptions, TokenOptions
+from scripts.reading import read_json
 
 
 @dataclass
@@ -175,14 +176,9 @@ MOVABLE = ("data_dir", "enc_dec_model")  # where things lie may differ from mach
 
 
 def read_args(run_dir: Path) -> dict[str, Any]:
+    """The options in args.json, each of which could have been given; raises UsageError."""
     path = run_dir / "args.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"{path}: cannot be read ({reason}); expected the folder of a run that train_text_diffusion.py wrote"
-        ) from None
+    saved = read_json(path, "the folder of a run that train_text_diffusion.py wrote")
     types = {f.name: get_type_hints(group)[f.name] for group in GROUPS for f in fields(group)}
     if not isinstance(saved, dict) or not saved.keys() <= types.keys():
         raise UsageError(f"{path}: not the options of a run; expected a JSON object of the flags that --help lists")
@@ -191,7 +187,15 @@ def read_args(run_dir: Path) -> dict[str, Any]:
             raise UsageError(
                 f"{path}: {key} is {json.dumps(value)}; expected {kind_name(types[key])}, as --help says; put it right"
             )
+    try:
+        for group in GROUPS:
+            group(**{f.name: saved[f.name] for f in fields(group) if f.name in saved})
+    except USER_ERRORS as error:
+        raise UsageError(f"{path}: {error}") from None
     return saved
+
+
+INTEGERS = range(-(2**63), 2**63)
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -201,8 +205,10 @@ def fits(value: Any, kind: Any) -> bool:
     if get_args(kind):  # X | None
         return any(fits(value, each) for each in get_args(kind))
     if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
+        return type(value) is float or (type(value) is int and value in INTEGERS)
+    if kind is str:
+        return type(value) is str and "\0" not in value  # which no command line can hold
+    return type(value) is kind and (kind is not int or value in INTEGERS)
 
 
 def kind_name(kind: Any) -> str:

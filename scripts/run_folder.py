@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from math import prod
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from offline_metrics.scores import Scores
 from scripts.errors import UsageError
+from scripts.reading import read_json
+
+WRITTEN = "what an evaluation writes: evaluate the run again"
 
 # What a comparison shows of a run, where it was measured.
 COLUMNS = (
@@ -24,32 +25,50 @@ COLUMNS = (
 
 def scores(path: Path) -> dict[str, Scores]:
     """The rows of a scores file; none where there is no file."""
-    return _read(path, _as_scores) if path.is_file() else {}
+    return read(path, as_scores) if path.is_file() else {}
 
 
-def _as_scores(found: Any) -> dict[str, Scores]:
-    rows = {name: Scores.from_record(record) for name, record in found.items()}
+def as_scores(found: Any) -> dict[str, Scores]:
+    """The rows of a record, for `read`."""
+    rows = {_row_name(name): Scores.from_record(record) for name, record in found.items()}
     for value in (value for row in rows.values() for value in row.values()):
-        if not isinstance(value, int | float):
+        if type(value) not in (int, float):
             raise TypeError(f"{value!r} is no number")
+    for note in (note for row in rows.values() for note in row.notes.values()):
+        if not isinstance(note, str):
+            raise TypeError(f"{note!r} is no reason")
     return rows
+
+
+def _row_name(name: str) -> str:
+    """The way of writing texts that a row is of: their file is called by it too, and lies beside."""
+    if name != Path(name).name or "\0" in name:
+        raise ValueError(f"{name!r} is no name of a row")
+    return name
+
+
+def _timing(found: Any) -> tuple[float, int]:
+    seconds, samples = found["seconds"], found["samples"]
+    if type(seconds) not in (int, float) or type(samples) is not int or seconds < 0 or samples < 1:
+        raise TypeError(f"{seconds!r} seconds of {samples!r} samples")
+    return seconds, samples
 
 
 def seconds_per_sample(folder: Path) -> dict[str, float]:
     """Seconds a sample over all seeds of an evaluation, where they were taken."""
-    timings = [_read(path, itemgetter("seconds", "samples")) for path in sorted(folder.glob("seed_*/timing.json"))]
+    timings = [read(path, _timing) for path in sorted(folder.glob("seed_*/timing.json"))]
     if not timings:
         return {}
     seconds, made = map(sum, zip(*timings, strict=True))
     return {"seconds_per_sample": seconds / made}
 
 
-def _read(path: Path, form: Callable[[Any], Any]) -> Any:
+def read(path: Path, form: Callable[[Any], Any]) -> Any:
     """What `form` makes of a JSON file; UsageError for one that an evaluation did not write."""
     try:
-        return form(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not what an evaluation writes ({error}); evaluate the run again") from None
+        return form(read_json(path, WRITTEN))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error!r}); expected {WRITTEN}") from None
 
 
 def parameters(checkpoint: Path) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from scripts.build import System, load_system, space_type
 from scripts.checks import check_writable
 from scripts.conditional import FIRST, chosen
-from scripts.console import note
+from scripts.console import note, say
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.methods import METHODS
@@ -118,7 +118,7 @@ def main() -> None:
     if given.sources is not None:
         samples = keep_candidates(samples, options.run.mbr_candidates, output.output_file)
     if output.output_file is None:
-        print("\n".join(samples.first))
+        say("\n".join(samples.first))
     else:
         samples.write_strategy(next(iter(samples.texts)), Path(output.output_file))
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latent_models.strict_json import parse
 from scripts.errors import UsageError
+from scripts.reading import read_lines
 
 FINGERPRINT = 16  # letters of a tokenizer's fingerprint in a samples file
 
@@ -54,18 +56,13 @@ class Samples:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a samples file, empty ones too: .jsonl with `text`, or .txt with one a line."""
+    """The texts of a samples file, empty ones too: .jsonl with `text`, or .txt with one a line; as `read_samples`."""
     return [row["text"] for row in read_samples(path)]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The rows of a samples file; of a .txt file just `text`. Raises UsageError naming the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot be read ({reason}); expected a file of samples") from None
-    lines = lines[:-1] if lines[-1] == "" else lines
+    lines = read_lines(path, "a file of samples")
     if not lines:
         raise UsageError(f"{path}: holds no samples; expected at least one")
     if path.suffix == ".txt":
@@ -75,10 +72,10 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-        row["text"].encode()  # JSON can spell half a surrogate pair, which is no text
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UsageError(
-            f'{path}:{number}: not a sample; expected a JSON object such as {{"text": "..."}}'
-        ) from None
-    return row
+        row = parse(line)
+        if isinstance(row, dict) and isinstance(row.get("text"), str):
+            return row
+        reason = "no text"
+    except ValueError as error:
+        reason = str(error)
+    raise UsageError(f'{path}:{number}: not a sample ({reason}); expected a JSON object such as {{"text": "..."}}')

@@ -20,15 +20,17 @@ from diffusion.training.trainer import TrainingData
 from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus
 from latent_models.latent_cache import LatentCache, encoded
-from latent_models.lengths import LengthModel, load_tensors
+from latent_models.lengths import LengthModel, load_counts
 from latent_models.seq2seq_codec import DECODING, CodecOptions, LatentDtype, Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from latent_models.token_codec import TokenCodec, TokenSplit, character_tokenizer, find_tokenizer
 from scripts.console import note
 from scripts.errors import UsageError
+from scripts.fetching.checksums import faults, read_record, sums, write_record
 from scripts.method_options import CHARACTERS, TokenOptions
 
 STATISTICS = "latent_statistics.safetensors"
+RECORD = "space.json"  # size and SHA-256 of the files below
 LENGTHS, TOKEN_COUNTS, TOKENIZER = "length_counts.safetensors", "token_counts.safetensors", "tokenizer"
 
 
@@ -55,6 +57,20 @@ class Space(Protocol):
 
     def save(self, run_dir: Path) -> None:
         """Writes what `load` needs into the run folder."""
+
+
+def save_space(space: Space, run_dir: Path) -> None:
+    """Writes what `load` needs, and a record by which it is told from what is damaged."""
+    space.save(run_dir)
+    paths = [path for name in space.files for path in (run_dir / name, *(run_dir / name).rglob("*")) if path.is_file()]
+    write_record(run_dir / RECORD, {"files": sums(run_dir, (path.relative_to(run_dir).as_posix() for path in paths))})
+
+
+def check_files(run_dir: Path) -> None:
+    """Raises UsageError where what `save_space` wrote is not as it was; runs from before it have no record."""
+    record = read_record(run_dir / RECORD)
+    if record is not None and (found := faults(run_dir, record["files"])):
+        raise UsageError(f"{found[0]}; restore the folder of the run")
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
@@ -202,7 +218,7 @@ class TokenSpace:
         lengths = LengthModel.fit(split.target_lengths, limit)
         if options.token_counts is None:
             return cls(codec, options, lengths, codec.token_counts(split), splits)
-        (counts,) = load_tensors(Path(options.token_counts), "token_counts")
+        counts = load_counts(Path(options.token_counts), "token_counts")
         if counts.shape != (codec.vocab_size,):
             raise UsageError(
                 f"--token_counts {options.token_counts}: counts {len(counts):,} tokens, the tokenizer has "
@@ -214,7 +230,12 @@ class TokenSpace:
     def load(cls, options: TokenOptions, codec_options: CodecOptions, run_dir: Path, running: bool) -> TokenSpace:
         """The space of an earlier run, tokenizer included: nothing outside the run folder is needed."""
         codec = TokenCodec.load(run_dir / TOKENIZER, codec_options.max_length, not running)
-        (counts,) = load_tensors(run_dir / TOKEN_COUNTS, "token_counts")
+        counts = load_counts(run_dir / TOKEN_COUNTS, "token_counts")
+        if len(counts) != codec.vocab_size:
+            raise UsageError(
+                f"{run_dir}: counts {len(counts):,} tokens in {TOKEN_COUNTS}, its tokenizer has {codec.vocab_size:,}; "
+                "restore the folder of the run"
+            )
         return cls(codec, options, LengthModel.load(run_dir / LENGTHS), counts)
 
     @property

@@ -7,7 +7,6 @@ A cell that was scored before, with the same samples, is not made again: a call 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, TEST_SEEDS, write_rows
 from scripts.methods import METHODS
 from scripts.options import GROUPS, Options, parse
+from scripts.run_folder import as_scores, read
 from scripts.sampling import sample
 
 COLUMNS = ("mauve", "corpus_perplexity", "diversity", "memorization", "acceptance", "mean_words", "seconds_per_sample")
@@ -75,9 +75,9 @@ def score_cell(system: System, chosen: System, seed: int, strategy: str, folder:
     asked |= {"sampling": vars(options.sampling), "metrics": vars(options.metrics)}
     made = folder / "cell.json"
     if made.is_file():
-        found = json.loads(made.read_text(encoding="utf-8"))
-        if found["asked"] == asked:
-            return {name: Scores.from_record(record) for name, record in found["rows"].items()}
+        asked_before, rows = read(made, lambda found: (found["asked"], as_scores(found["rows"])))
+        if asked_before == asked:
+            return rows
     started, count = time.monotonic(), asked["samples"]
     samples = sample(chosen, count, seed, strategies=[strategy])
     seconds = (time.monotonic() - started) / count

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # signals are heard while the libraries load, which 
     leave_when_asked()
 
 import fcntl
-import json
 import shlex
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from scripts.console import note
 from scripts.dry_run import look
 from scripts.errors import PlainParser, Problems, UsageError, run
 from scripts.evaluation import result_folder
+from scripts.options import read_args
 from scripts.sweep_file import Run, Sweep, flags, read_sweep
 
 ENTRY = Path(__file__).parents[1] / "train_text_diffusion.py"
@@ -79,9 +79,9 @@ def check_unchanged(sweep: Sweep) -> None:
         if not path.is_file():
             continue
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: cannot be read ({error}); remove the folder to run it anew") from None
+            saved = read_args(each.folder)
+        except UsageError as error:
+            raise UsageError(f"{error}; remove the folder to run it anew") from None
         for key, value in each.values.items():
             if saved.get(key, value) != value:
                 raise UsageError(

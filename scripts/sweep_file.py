@@ -23,16 +23,23 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import tomllib
 from dataclasses import dataclass, fields, replace
+from math import prod
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from latent_models.codec import first_line
 from scripts.errors import USER_ERRORS, UsageError
 from scripts.evaluation import RESULTS
 from scripts.methods import check_flags, check_likelihood
 from scripts.options import GROUP_NAMES, GROUPS, MODEL_GROUPS, MODES, Options, fits, kind_name
+from scripts.reading import read_lines
 
+EXPECTED = "a sweep file in TOML"
+MOST_RUNS = 10_000
+LONGEST_NAME = 255  # bytes, of any file system in use
 OWN = {"output_dir", "resume_dir", "milestone", "dry_run", *MODES}  # flags that the sweep sets itself
 KINDS = {f.name: get_type_hints(group)[f.name] for group in GROUPS for f in fields(group)}
 FIXED = {  # by training: an evaluation cannot change them
@@ -62,11 +69,11 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """The sweep of a file; UsageError that names the file, the key and what was expected of it."""
+    text = "\n".join(read_lines(path, EXPECTED)) + "\n"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot be read ({reason}); expected a sweep file in TOML") from None
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: lists thousands of levels deep
+        raise UsageError(f"{path}: cannot be read ({first_line(error)}); expected {EXPECTED}") from None
     try:
         return _sweep(content)
     except UsageError as error:
@@ -85,16 +92,18 @@ def _sweep(content: dict[str, Any]) -> Sweep:
             raise UsageError(f"{key}: unknown key{_guess(key, {'output_dir', *tables})}")
         if key in tables and not isinstance(value, dict):
             raise UsageError(f"{key}: expected a table [{key}]")
-    if not isinstance(output_dir := content.get("output_dir"), str):
+    if not fits(output_dir := content.get("output_dir"), str):
         raise UsageError("output_dir: expected a string, the folder of the runs")
     fixed = _options("options", content.get("options", {}))
     axes = _group_axes(content.get("groups", {})) | _grid_axes(content.get("grid", {}))
     _check_each_once(fixed, axes)
     evaluations = {mode: _evaluation(mode, content[mode]) for mode in RESULTS if mode in content}
+    if (count := prod(map(len, axes.values()))) > MOST_RUNS:
+        raise UsageError(f"{count:,} combinations; expected at most {MOST_RUNS:,}")
     runs = []
     for combination in itertools.product(*(values.items() for values in axes.values())):
         labels = [label for label, _ in combination]
-        name = ",".join(f"{axis}={label}" for axis, label in zip(axes, labels, strict=True)) or "run"
+        name = ",".join(f"{_label(axis)}={label}" for axis, label in zip(axes, labels, strict=True)) or "run"
         values = {"save_dir": output_dir} | fixed
         for _, chosen in combination:
             values |= chosen
@@ -144,7 +153,7 @@ def _options(table: str, values: dict[str, Any]) -> dict[str, Any]:
         if key not in KINDS:
             raise UsageError(f"[{table}] {key}: unknown option{_guess(key, KINDS)}")
         if not fits(value, KINDS[key]):
-            raise UsageError(f"[{table}] {key}: {value!r}; expected {kind_name(KINDS[key])}")
+            raise UsageError(f"[{table}] {key}: {_excerpt(value)}; expected {kind_name(KINDS[key])}")
     return values
 
 
@@ -167,6 +176,8 @@ def _check_each_once(fixed: dict[str, Any], axes: dict[str, Axis]) -> None:
 
 def _run(name: str, folder: Path, values: dict[str, Any], evaluations: dict[str, dict[str, Any]]) -> Run:
     """Raises UsageError where training would refuse the options."""
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise UsageError(f"{name[:60]}...: too long for the name of a folder; expected {LONGEST_NAME} bytes at most")
     try:
         options = Options.from_argv(flags(values))
         check_flags(options)
@@ -196,7 +207,15 @@ def _has_likelihood(options: Options) -> bool:
 def _label(value: Any) -> str:
     """A value as part of a folder's name."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return "".join("-" if each in "/\\,= \t\n" else each for each in text)
+    return "".join("-" if each in "/\\,= " or not each.isprintable() else each for each in text)
+
+
+def _excerpt(value: Any, width: int = 60) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no number of thousands of digits
+        return "a number that cannot be held"
+    return text if len(text) <= width else f"{text[:width - 3]}..."
 
 
 def _guess(key: str, known: Any) -> str:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scripts.errors import UsageError
+from scripts.reading import read_json
 
 Sums = dict[str, dict[str, Any]]  # path within the folder -> {"bytes": size, "sha256": checksum}
 
@@ -48,14 +49,21 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 def read_record(path: Path, *texts: str) -> dict[str, Any] | None:
     """A record that also holds `texts`, None where there is none; raises UsageError for a damaged one."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        complete = all(isinstance(its["bytes"], int) and its["sha256"] for its in record["files"].values())
-        complete = complete and all(isinstance(record[key], str) for key in texts)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    expected = "a record of files: restore it, or the whole folder"
+    record = read_json(path, expected)
+    try:
+        complete = all(_is_content(name, its) for name, its in record["files"].items())
+        complete = complete and all(isinstance(record[key], str) for key in texts)
+    except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise UsageError(f"{path}: not a record of files; move the folder away and fetch it again")
+        raise UsageError(f"{path}: not as it should be; expected {expected}")
     return record
+
+
+def _is_content(name: str, its: Any) -> bool:
+    """Whether a line of a record tells of a file within the folder."""
+    within = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
+    return within and type(its["bytes"]) is int and isinstance(its["sha256"], str)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from errno import EINVAL
 from functools import cache
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from diffusion.training import checkpoint
+from latent_models.strict_json import parse
 from offline_metrics import report
 from offline_metrics.scores import Scores
 from scripts.errors import UsageError
@@ -130,7 +130,9 @@ def read_run(path: Path, title: str) -> Run:
 def _read_metrics(run: Run) -> None:
     path = run.path / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if path.exists() and not path.is_file():  # a named pipe would block for ever
+            raise OSError(EINVAL, "not a file")
+        lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     except OSError as error:
         run.problems.append(f"metrics.jsonl: {error.strerror}; there are no curves")
         return
@@ -150,16 +152,12 @@ def _read_metrics(run: Run) -> None:
 
 
 def _metrics_row(line: str) -> dict[str, float] | None:
-    """The finite numbers of a line; None for a line that is no row, such as one that a crash has torn."""
+    """The numbers of a line; None for a line that is no row, such as one that a crash has torn."""
     try:
-        row = {key: value for key, value in json.loads(line).items() if _is_finite(value)}
+        row = {key: value for key, value in parse(line).items() if type(value) in (int, float)}
     except (ValueError, AttributeError):
         return None
-    return row if "step" in row else None
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
+    return row if type(row.get("step")) is int and row["step"] >= 0 else None
 
 
 # --- evaluation/ ------------------------------------------------------------------------------------------------------

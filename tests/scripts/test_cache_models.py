@@ -317,7 +317,7 @@ def test_checking_what_was_never_fetched(checked, names):
 def test_a_damaged_record(cached, refused, models, record):
     cached()
     (models / NAME / "cached.json").write_text(record)
-    assert "cached.json: not a record" in refused()
+    assert "expected a record of files" in refused()
 
 
 # Pickled weights

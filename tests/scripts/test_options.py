@@ -1,7 +1,6 @@
 """The command line: which flags there are, what they are worth by default, and what a run remembers of them."""
 
 import json
-import math
 import re
 from dataclasses import fields
 
@@ -330,7 +329,7 @@ def test_a_damaged_args_json_is_told_in_one_line(saved_run, content):
     ("key", "value"),
     [
         ("tx_dim", "128"), ("tx_dim", 128.0), ("tx_dim", True), ("tx_dim", None), ("learning_rate", "fast"),
-        ("learning_rate", math.nan), ("scale_shift", 1), ("objective", "wrong"), ("objective", 3), ("num_samples", "8"),
+        ("scale_shift", 1), ("objective", "wrong"), ("objective", 3), ("num_samples", "8"),
         ("num_samples", 0), ("dataset_name", 3), ("enc_dec_model", None), ("beta_schedule", ["linear"]),
         ("wandb_name", {}), ("train_batch_size", -1), ("save_dir", 7), ("milestone", "last"),
     ],

@@ -130,7 +130,7 @@ def copied(run_dir: Path, place: Path) -> Path:
 def test_a_run_folder_holds_what_a_run_needs(labelled, place):
     run_dir, outcome = labelled
     assert {path.name for path in run_dir.iterdir()} == {
-        "args.json", "latent_statistics.safetensors", "metrics.jsonl", "checkpoints", "evaluation"
+        "args.json", "latent_statistics.safetensors", "space.json", "metrics.jsonl", "checkpoints", "evaluation"
     }  # fmt: skip
     checkpoints = ["step_00000002", "step_00000004"]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == checkpoints
@@ -281,8 +281,9 @@ def test_a_run_resumed_for_longer_remembers_it(plain, call, tmp_path, rows_of):
 
 def test_resuming_with_a_codec_of_another_width_changes_nothing(plain, call, tmp_path):
     run_dir = copied(plain[0], tmp_path)
-    statistics = LatentStatistics(torch.zeros(7), torch.ones(()), LengthModel(torch.ones(3)))
+    statistics = LatentStatistics(torch.zeros(7), torch.ones(()), LengthModel(torch.tensor([0, 1, 1])))
     statistics.save(run_dir / "latent_statistics.safetensors")
+    (run_dir / "space.json").unlink()
     before = (run_dir / "args.json").read_bytes()
     for mode in ("resume_training --save_and_sample_every 4", "eval"):
         outcome = call(main, f"--{mode} --resume_dir {run_dir}")
