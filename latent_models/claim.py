@@ -28,25 +28,31 @@ def claimed(place: Path, first_file: str, waiting: str) -> Iterator[BinaryIO | N
     place.parent.mkdir(parents=True, exist_ok=True)
     shared = place.with_name(f".{place.name}.{OWNER}")
     _remove_left_over(shared, first_file)
-    with _open_locked(shared, first_file, waiting) as file:
-        hidden = Path(file.name).parent
-        try:
-            if place.is_dir():
-                yield None
-            else:
-                file.truncate()
-                yield file
-                file.flush()
-                _move(hidden, place)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        with _open_locked(shared, first_file, waiting) as file:
+            hidden = Path(file.name).parent
+            try:
+                if place.is_dir():
+                    yield None
+                else:
+                    file.truncate()
+                    yield file
+                    file.flush()
+                    _move(hidden, place)
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
+    except OSError as error:  # of a full disk, for one, which does not say where
+        if error.strerror is not None:
+            error.filename = str(error.filename or place).replace(str(shared), str(place))
+        raise
 
 
 def _open_locked(shared: Path, name: str, waiting: str) -> BinaryIO:
     """The file of the shared folder, once no other process has it; where nothing can be locked, one of its own."""
     while True:
         with suppress(FileNotFoundError):  # whoever had the folder has moved or removed it
-            shared.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # which exist_ok would raise if the folder has just been moved
+                shared.mkdir()
             (shared / name).touch()
             file = (shared / name).open("r+b")
             try:
@@ -77,16 +83,17 @@ def _remove_left_over(shared: Path, name: str) -> None:
 def _move(hidden: Path, place: Path) -> None:
     """Renames the folder when all of it is on the disk, so that no crash leaves half of it; the first one stays."""
     for path in (*hidden.iterdir(), hidden):
-        _to_disk(path)
+        to_disk(path)
     try:
         os.replace(hidden, place)
     except OSError:
         if not place.is_dir():  # else another host was faster
             raise
-    _to_disk(place.parent)
+    to_disk(place.parent)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Waits until a file or a folder (not what is in it) would survive the machine."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

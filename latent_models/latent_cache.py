@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,5 +139,7 @@ def _build(
             file.seek(origin + int(offsets[i]) * row_bytes)
             file.write(rows.numpy().data)
     folder = Path(file.name).parent
-    np.save(folder / "offsets.npy", offsets)
+    content = BytesIO()  # of a full disk, numpy's own writing says nothing that could be told from other faults
+    np.save(content, offsets)
+    (folder / "offsets.npy").write_bytes(content.getbuffer())
     (folder / "meta.json").write_text(json.dumps(about | {"truncated": truncated}, indent=1), encoding="utf-8")

@@ -111,6 +111,19 @@ def test_of_many_at_once_one_makes_it(tmp_path, start):
     assert names(tmp_path) == ["place"]
 
 
+def test_a_folder_that_is_moved_away_while_it_is_asked_for_is_asked_for_again(tmp_path, monkeypatch):
+    real, asked = os.mkdir, []
+
+    def mkdir(path, *mode):
+        asked.append(path)
+        if len(asked) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))  # of another process, done by now
+        real(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    assert make(tmp_path / "place") and len(asked) == 2
+
+
 def kill(process):
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
