@@ -6,7 +6,6 @@ former is kept as `<key>_clustering_std`.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from math import isfinite, isnan, nan
 from pathlib import Path
@@ -14,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from offline_metrics.errors import MetricError
+from offline_metrics.files import write_whole
 from offline_metrics.metric_info import COUNTS, LIKELIHOOD, METRICS, MetricInfo, info_of
 from offline_metrics.scores import Scores
 
@@ -103,15 +103,8 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
 
 def write_json(path: str | Path, payload: Any) -> None:
     """Write JSON whole or not at all; values that are not finite become null, `Scores` keep their notes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(_plain(payload), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(_plain(payload), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(Path(path), (text + "\n").encode())
 
 
 def _columns(rows: Mapping[str, Mapping[str, float]]) -> list[str]:

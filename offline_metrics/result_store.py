@@ -5,17 +5,16 @@ The files may be deleted at any time, one or all; what is missing is made anew.
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
+
+from offline_metrics.files import write_whole
 
 Arrays = dict[str, np.ndarray]
 DIGEST = 32  # a file is the SHA-256 of an .npz without pickle, then the .npz
@@ -70,20 +69,11 @@ class ResultStore:
     def _write(self, path: Path, arrays: Arrays) -> None:
         content = BytesIO()
         np.savez(content, **arrays)
-        beside = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("xb") as file:
-                file.write(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+            write_whole(path, hashlib.sha256(content.getbuffer()).digest(), content.getbuffer())
         except OSError as error:
             self._writable = False
             self.note(f"{self.folder}: cannot be written to ({error.strerror}); what is computed now is not kept")
-        finally:
-            with suppress(OSError):  # moved to its place, or never made
-                beside.unlink()
 
 
 def checksum(value: Any) -> str:

@@ -19,10 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diffusion.training.files import faults, sums
 from latent_models.codec import HUB_NAMES, MODELS_DIR, NAMES_HERE
 from scripts.console import note
 from scripts.errors import PlainParser, UsageError, run
-from scripts.fetching.checksums import faults, read_record, sums, write_record
+from scripts.fetching.checksums import read_record, write_record
 from scripts.fetching.hub import Repository, fetch, find_repository, unfinished
 
 DEFAULTS = ("facebook/bart-base", "gpt2-large", "all-mpnet-base-v2")

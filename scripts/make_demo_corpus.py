@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffusion.training.files import write_text
 from scripts.demo_grammar import write
 from scripts.errors import run
 from scripts.options import parse
@@ -37,10 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     (options,) = parse([DemoCorpusOptions], argv, description=__doc__)
     lines = draw(options.random_seed, sum(SIZES.values()))
     folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     for split, size in SIZES.items():
         chosen, lines = lines[:size], lines[size:]
-        (folder / f"src1_{split}.txt").write_text("".join(chosen), encoding="utf-8", newline="\n")
+        write_text(folder / f"src1_{split}.txt", "".join(chosen))
         print(f"{folder / f'src1_{split}.txt'}: {size:,} sentences")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,6 +18,7 @@ from diffusion.samplers import SamplingOptions
 from diffusion.score_entropy import ScoreEntropyOptions
 from diffusion.spindle import SpindleOptions
 from diffusion.survival import SurvivalOptions
+from diffusion.training.files import write_text
 from diffusion.training.optim import OptimOptions
 from diffusion.training.options import TrainingOptions
 from latent_models.corpora import DataOptions
@@ -138,9 +138,7 @@ class Options:
 
     def save(self, run_dir: Path) -> None:
         """Writes args.json, whole or not at all: without it a run is lost."""
-        beside = run_dir / f".args.json.{os.getpid()}"
-        beside.write_text(json.dumps(self.flat(), indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, run_dir / "args.json")
+        write_text(run_dir / "args.json", json.dumps(self.flat(), indent=1) + "\n")
 
     def _on_top_of(self, run_dir: Path) -> Options:
         """The run's own options but for the given flags; raises UsageError for one that says what the model is."""

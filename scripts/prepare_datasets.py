@@ -24,11 +24,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 
+from diffusion.training.files import sums
 from latent_models.corpora import BUILT_IN, E2E_CSV_NAMES, CorpusError, DataOptions
 from latent_models.readers import Example, fault
 from scripts.console import note
 from scripts.errors import PlainParser, UsageError, run
-from scripts.fetching.checksums import sums, write_record
+from scripts.fetching.checksums import write_record
 from scripts.fetching.download import download
 
 Parts = Sequence[list[Example]]  # of the splits, in this order:

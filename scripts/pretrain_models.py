@@ -39,6 +39,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from diffusion.training.batches import EpochBatches
+from diffusion.training.files import write_text
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_optimizer
 from latent_models.corpora import Corpus, DataOptions, load_corpus
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
@@ -278,9 +279,9 @@ def write_card(folder: Path, corpus: Corpus, options: PretrainOptions, facts: di
         "",
         "`training.json` holds every option and the loss curve.",
     ]  # fmt: skip
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "README.md", "\n".join(lines) + "\n")
     record = {"options": asdict(options), "dataset": corpus.name, "seconds": round(seconds), **facts, "log": log}
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "training.json", json.dumps(record, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:

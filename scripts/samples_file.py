@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusion.training.files import replacing
 from latent_models.strict_json import parse
 from scripts.errors import UsageError
 from scripts.reading import read_lines
@@ -44,8 +45,7 @@ class Samples:
 
     def write_strategy(self, strategy: str, path: Path) -> None:
         """The texts of one strategy as JSON lines."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
+        with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
             for i, text in enumerate(self.texts[strategy]):
                 row = {"text": text, "label": self.labels[i], "tokens": self.lengths[i], "seed": self.seeds[i]}
                 if self.labels[i] is None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from diffusion.guidance import Prediction
 from diffusion.randomness import SampleGenerators, sample_seeds
 from diffusion.self_correction import STOPS, self_correct
+from diffusion.training.files import replacing
 from latent_models.codec import ModelError
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.report import write_json
@@ -187,8 +188,7 @@ def main() -> None:
         return dry_run(options, [])
     system, _ = load_system(options)
     results = correct(system, all_ids(system, rows, path), correction, options.training.random_seed)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", encoding="utf-8") as file:
+    with replacing(target) as beside, beside.open("w", encoding="utf-8") as file:
         for row, result in zip(rows, results, strict=True):
             file.write(json.dumps({"before": row["text"], **result}, ensure_ascii=False) + "\n")
     report = report_of([row["text"] for row in rows], results)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from safetensors.torch import save
-
+from diffusion.training.files import replacing, write_tensors
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions
 from scripts.checks import check_writable
@@ -47,8 +46,8 @@ def main() -> None:
     if split.truncated:
         note(f"{split.truncated:,} of {len(corpus.train):,} texts were cut at --max_length {codec.max_length}")
     counts = codec.token_counts(split)
-    Path(output.output_file).parent.mkdir(parents=True, exist_ok=True)
-    Path(output.output_file).write_bytes(save({"token_counts": counts}))
+    with replacing(Path(output.output_file)) as beside:
+        write_tensors(beside, {"token_counts": counts})
     seen = int((counts > 0).sum())
     print(f"{output.output_file}: {int(counts.sum()):,} tokens, {seen:,} of {len(counts):,} types seen; most frequent:")
     for i in counts.argsort(descending=True)[: min(SHOWN, seen)].tolist():

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffusion.training.files import write_text
 from scripts.errors import UsageError
 from scripts.reading import read_json
-
-Sums = dict[str, dict[str, Any]]  # path within the folder -> {"bytes": size, "sha256": checksum}
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sums(folder: Path, names: Iterable[str]) -> Sums:
-    """Size and checksum of the named files of a folder."""
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(names)}
-
-
-def faults(folder: Path, expected: Sums) -> list[str]:
-    """What is wrong with the files of a folder, a line for each file that is not as expected."""
-    found = []
-    for name, its in expected.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif (size := path.stat().st_size) != its["bytes"]:
-            found.append(f"{path}: has {size:,} bytes; expected {its['bytes']:,}")
-        elif sha256(path) != its["sha256"]:
-            found.append(f"{path}: SHA-256 is not {its['sha256']}")
-    return found
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Writes a record that holds `files`: Sums; whole or not at all."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(path: Path, *texts: str) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from diffusion.training.files import sha256
 from scripts.errors import UsageError
-from scripts.fetching.checksums import sha256
 from scripts.fetching.download import download, told
 
 # Configuration, tokenizer and safetensors; never code, or the same weights for other frameworks.

@@ -12,6 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
+from diffusion.training.files import write_text
 from scripts.checks import check_writable
 from scripts.console import note
 from scripts.errors import USER_ERRORS, PlainParser, UsageError, run
@@ -83,9 +84,8 @@ def main() -> None:
         note(f"warning: {what}: {message}")
     title = places[0].absolute().name if len(places) == 1 else f"{runs[0].title} and {len(runs) - 1} more"
     report = Report(title, runs, settings, problems, films)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("report.html", page(report)), ("report.md", markdown(report))):
-        (folder / name).write_text(content, encoding="utf-8")
+        write_text(folder / name, content)
         print(folder / name)
 
 

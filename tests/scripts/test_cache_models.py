@@ -16,10 +16,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load, load_file
 
+from diffusion.training.files import sha256
 from latent_models.codec import find_model
 from latent_models.seq2seq_codec import Seq2SeqCodec
 from scripts.cache_models import DEFAULTS, main
-from scripts.fetching.checksums import sha256
 from tests.scripts.hub import revision_of
 
 ROOT = Path(__file__).parents[2]
