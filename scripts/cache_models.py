@@ -25,10 +25,12 @@ from scripts.console import note
 from scripts.errors import PlainParser, UsageError, run
 from scripts.fetching.checksums import read_record, write_record
 from scripts.fetching.hub import Repository, fetch, find_repository, unfinished
+from scripts.locks import locked
 
 DEFAULTS = ("facebook/bart-base", "gpt2-large", "all-mpnet-base-v2")
 RECORD = "cached.json"
 UNFINISHED = ".unfinished"  # folder below --output_dir, where no run looks for a model
+LOCK = ".fetching.lock"
 CONVERTED = "model.safetensors"
 
 
@@ -50,10 +52,23 @@ def cache(name: str, folder: Path, convert_pickled: bool = False) -> str:
     record = _record(place)
     if record is None and place.exists():
         raise UsageError(f"{place}: is there, but not by this command (no {RECORD}); move it away to have it fetched")
-    if record is not None and not faults(place, record["files"]):
+    if _is_whole(place):
         return f"{place}: is there, {_described(record)}"
     repository = find_repository(HUB_NAMES.get(name, name), record and record["revision"])
     paths = _chosen(repository, convert_pickled)
+    with locked(folder / LOCK, f"{name}: another process is fetching into {folder}; waiting for that"):
+        if not _is_whole(place):  # by now
+            _fetch(repository, paths, place, folder)
+    return f"{place}: fetched, {_described(_record(place))}"
+
+
+def _is_whole(place: Path) -> bool:
+    record = _record(place)
+    return record is not None and not faults(place, record["files"])
+
+
+def _fetch(repository: Repository, paths: Sequence[str], place: Path, folder: Path) -> None:
+    """Fetches what is not there yet, beside the place that it then takes."""
     part = folder / UNFINISHED / place.relative_to(folder).as_posix().replace("/", "--")
     part.mkdir(parents=True, exist_ok=True)
     _keep_only(part, {part / path for path in paths} | {unfinished(part / p, repository.files[p]) for p in paths})
@@ -67,7 +82,6 @@ def cache(name: str, folder: Path, convert_pickled: bool = False) -> str:
     record = {"repository": repository.name, "revision": repository.revision, **converted, "files": files}
     write_record(part / RECORD, record)
     _move(part, place)
-    return f"{place}: fetched, {_described(record)}"
 
 
 def _chosen(repository: Repository, convert_pickled: bool) -> list[str]:

@@ -179,6 +179,20 @@ def test_a_killed_call_goes_on(cached, hub, models):
     assert (models / NAME / WEIGHTS).read_bytes() == bytes(25 * 2**20)
 
 
+def test_of_two_calls_at_once_one_fetches_and_the_other_waits(cached, hub, models):
+    hub.repositories[NAME] = SAFE | {WEIGHTS: bytes(25 * 2**20)}
+    hub.faults = {WEIGHTS: ["stall"]}  # once, long enough for the second
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "3"}
+    command = [sys.executable, "-m", "scripts.cache_models", NAME, "--output_dir", str(models)]
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("another process is fetching into" in each for each in said) <= 1  # 0 where one began very late
+    assert [path for path, _ in hub.asked if path.endswith("vocab.txt")] and len(hub.starts("vocab.txt")) == 1
+    assert (models / NAME / WEIGHTS).read_bytes() == bytes(25 * 2**20)
+    assert [path.name for path in models.iterdir()] == ["some"]
+
+
 def test_an_interrupted_file_of_another_revision_is_not_gone_on_with(refused, cached, hub, models):
     hub.faults = {WEIGHTS: ["truncate"] * 6}
     refused()
