@@ -5,15 +5,17 @@ B batch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from latent_models.claim import to_disk
 from latent_models.codec import ModelError, first_line
 
 
@@ -42,6 +44,19 @@ def check_counts(path: Path, counts: Tensor) -> None:
     """Raises ModelError unless these are whole numbers [n] from 0, some above it."""
     if counts.dtype != torch.int64 or counts.dim() != 1 or (counts < 0).any() or not (counts > 0).any():
         raise ModelError(f"{path}: holds no counts; expected what training writes, whole numbers from 0: restore it")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """Writes a small safetensors file, whole or not at all; OSError names it."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(save(tensors, about))
+        to_disk(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class LengthModel:
         return (smoothed.sum() / smoothed[lengths.to(smoothed.device) - 1]).log()
 
     def save(self, path: Path) -> None:
-        save_file({"length_counts": self.counts}, path)
+        save_tensors(path, {"length_counts": self.counts})
 
     @classmethod
     def load(cls, path: Path) -> LengthModel:

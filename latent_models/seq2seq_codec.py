@@ -86,12 +86,18 @@ class Seq2SeqCodec:
     """BART (or any encoder-decoder of its kind), frozen, in evaluation mode."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 64, fingerprint: str = ""
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 64,
+        fingerprint: str = "",
+        identity: str = "",
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.fingerprint = fingerprint  # of weights, tokenizer and max_length: equal ones encode equally
+        self.fingerprint = fingerprint  # of all that encodes, libraries too: equal ones encode equally
+        self.identity = identity  # of weights and tokenizer: which model it is
 
     @classmethod
     def load(cls, folder: Path, max_length: int = 64, device: str | torch.device = "cpu") -> Seq2SeqCodec:
@@ -115,7 +121,8 @@ class Seq2SeqCodec:
         positions = getattr(model.config, "max_position_embeddings", max_length)
         if max_length > positions:
             raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
-        return cls(model.to(device), tokenizer, max_length, _fingerprint(folder, max_length))
+        digests = _digests(folder)
+        return cls(model.to(device), tokenizer, max_length, _fingerprint(digests, max_length), _identity(digests))
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +187,17 @@ READ_TO_ENCODE = (".safetensors", ".json", ".txt", ".model", ".spm")  # weights,
 NOT_READ = ("generation_config.json", "training.json")
 
 
-def _fingerprint(folder: Path, max_length: int) -> str:
+def _digests(folder: Path) -> dict[str, bytes]:
+    """SHA-256 by name of every file that could decide how texts are encoded."""
+    digests = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in READ_TO_ENCODE and file.name not in NOT_READ:
+            with file.open("rb") as handle:
+                digests[file.name] = hashlib.file_digest(handle, "sha256").digest()
+    return digests
+
+
+def _fingerprint(digests: dict[str, bytes], max_length: int) -> str:
     """SHA-256 of everything that decides how texts are encoded: max_length, libraries, weights, tokenizer, settings.
 
     A file too many only encodes anew, one too few would read states of another model: all of the folder that could
@@ -188,8 +205,12 @@ def _fingerprint(folder: Path, max_length: int) -> str:
     """
     libraries = [version(library) for library in ("transformers", "tokenizers")]
     digest = hashlib.sha256(f"max_length {max_length} {libraries}".encode())
-    for file in sorted(folder.iterdir()):
-        if file.suffix in READ_TO_ENCODE and file.name not in NOT_READ:
-            with file.open("rb") as handle:
-                digest.update(f"{file.name} ".encode() + hashlib.file_digest(handle, "sha256").digest())
+    for name, its in digests.items():
+        digest.update(f"{name} ".encode() + its)
     return digest.hexdigest()
+
+
+def _identity(digests: dict[str, bytes]) -> str:
+    """SHA-256 of weights and tokenizer alone: a run shall go on with the same model after a library has changed."""
+    own = (its for name, its in digests.items() if name.endswith(".safetensors") or name == "tokenizer.json")
+    return hashlib.sha256(b"".join(own)).hexdigest()

@@ -12,22 +12,26 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from latent_models.codec import ModelError
-from latent_models.lengths import LengthModel, check_counts, load_tensors
+from latent_models.lengths import LengthModel, check_counts, load_tensors, save_tensors
 
 EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """mean [D] and scale ([] or [D]) of the valid training states, and the lengths of the training texts."""
+    """mean [D] and scale ([] or [D]) of the valid training states, and the lengths of the training texts.
+
+    `codec`: identity and name of what made the states, empty where that is not known.
+    """
 
     mean: Tensor
     scale: Tensor
     lengths: LengthModel
+    codec: str = ""
 
     @classmethod
     def fit(
@@ -64,7 +68,8 @@ class LatentStatistics:
         return x0 * (self.scale.to(x0) + EPSILON) + self.mean.to(x0)
 
     def save(self, path: Path) -> None:
-        save_file({"mean": self.mean, "scale": self.scale, "length_counts": self.lengths.counts}, path)
+        tensors = {"mean": self.mean, "scale": self.scale, "length_counts": self.lengths.counts}
+        save_tensors(path, tensors, {"codec": self.codec})
 
     @classmethod
     def load(cls, path: Path) -> LatentStatistics:
@@ -74,4 +79,5 @@ class LatentStatistics:
         numbers = all(each.is_floating_point() and each.isfinite().all() for each in (mean, scale))
         if not numbers or mean.dim() != 1 or scale.shape not in ((), mean.shape) or (scale < 0).any():
             raise ModelError(f"{path}: holds no mean [D] and scale; expected what training writes: restore it")
-        return cls(mean, scale, LengthModel(length_counts))
+        with safe_open(path, "pt") as file:
+            return cls(mean, scale, LengthModel(length_counts), (file.metadata() or {}).get("codec", ""))

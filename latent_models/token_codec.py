@@ -107,8 +107,11 @@ class TokenCodec:
         return cls(tokenizer, max_length, add_eos)
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files."""
-        self.tokenizer.save_pretrained(folder)
+        """Writes the tokenizer's files; ModelError where the disk does not take them."""
+        try:
+            self.tokenizer.save_pretrained(folder)
+        except Exception as error:  # the library of tokenizers raises nothing more special
+            raise ModelError(f"{folder}: cannot be written ({first_line(error)}); check the disk") from error
 
     @property
     def fingerprint(self) -> str:

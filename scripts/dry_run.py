@@ -27,7 +27,7 @@ from scripts.checks import Inputs, checks, missing_metric_models, needed_models,
 from scripts.errors import USER_ERRORS, Problems, UsageError
 from scripts.methods import METHODS
 from scripts.options import Options
-from scripts.spaces import STATISTICS, check_width
+from scripts.spaces import STATISTICS, check_codec
 
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
 SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded splits
@@ -125,7 +125,7 @@ def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
     else:
         space = SimpleNamespace(codec=codec)  # all that the network needs to know of latents is their width
         if run_dir is not None:
-            check_width(options.codec, codec, LatentStatistics.load(run_dir / STATISTICS), run_dir)
+            check_codec(options.codec, codec, LatentStatistics.load(run_dir / STATISTICS), run_dir)
     process = METHODS[options.method.method].process(options, space)
     with nullcontext() if options.method.bert_model else torch.device("meta"):
         return make_denoiser(options, inputs.corpus, space, process)

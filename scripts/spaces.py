@@ -6,13 +6,12 @@ B batch, L positions, D latent width, V vocabulary, N texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion.training.objective import Batch
@@ -20,7 +19,7 @@ from diffusion.training.trainer import TrainingData
 from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus
 from latent_models.latent_cache import LatentCache, encoded
-from latent_models.lengths import LengthModel, load_counts
+from latent_models.lengths import LengthModel, load_counts, save_tensors
 from latent_models.seq2seq_codec import DECODING, CodecOptions, LatentDtype, Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from latent_models.token_codec import TokenCodec, TokenSplit, character_tokenizer, find_tokenizer
@@ -114,13 +113,14 @@ class LatentSpace:
         cache = encode_split(codec, corpus, "train", save_dir / "latents", options.latent_dtype)
         scale = options.latent_scale if options.normalize_latent else "none"
         statistics = LatentStatistics.fit(cache.pieces(), cache.lengths, scale)
+        statistics = replace(statistics, codec=f"{codec.identity} {options.enc_dec_model}")
         return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
 
     @classmethod
     def load(cls, options: CodecOptions, run_dir: Path, save_dir: Path, device: torch.device) -> LatentSpace:
-        """The space of an earlier run; UsageError where the codec has another width."""
+        """The space of an earlier run; UsageError where the codec is another one."""
         codec, statistics = load_codec(options, device), LatentStatistics.load(run_dir / STATISTICS)
-        check_width(options, codec, statistics, run_dir)
+        check_codec(options, codec, statistics, run_dir)
         return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
 
     @property
@@ -154,12 +154,18 @@ class LatentSpace:
         self.statistics.save(run_dir / STATISTICS)
 
 
-def check_width(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentStatistics, run_dir: Path) -> None:
-    """Raises UsageError where the codec has another width than that of the run."""
+def check_codec(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentStatistics, run_dir: Path) -> None:
+    """Raises UsageError where the codec is not the one that the run was trained with, as far as that is known."""
     if len(statistics.mean) != codec.width:
         raise UsageError(
             f"--enc_dec_model {options.enc_dec_model}: has width {codec.width}, the run {run_dir} was trained with "
             f"{len(statistics.mean)}; give the model it was trained with"
+        )
+    identity, _, name = statistics.codec.partition(" ")
+    if identity and identity != codec.identity:
+        raise UsageError(
+            f"--enc_dec_model {options.enc_dec_model}: has weights or a tokenizer (SHA-256 {codec.identity[:12]}) that "
+            f"the run {run_dir} was not trained with, which were those of {name} ({identity[:12]}); give that model"
         )
 
 
@@ -271,7 +277,7 @@ class TokenSpace:
     def save(self, run_dir: Path) -> None:
         self.codec.save(run_dir / TOKENIZER)
         self.lengths.save(run_dir / LENGTHS)
-        save_file({"token_counts": self.token_counts}, run_dir / TOKEN_COUNTS)
+        save_tensors(run_dir / TOKEN_COUNTS, {"token_counts": self.token_counts})
 
 
 def make_token_codec(options: TokenOptions, codec: CodecOptions, corpus: Corpus, running: bool) -> TokenCodec:
