@@ -14,6 +14,7 @@ if __name__ == "__main__":  # signals are heard while the libraries load, which 
 import csv
 import sys
 import time
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -21,19 +22,24 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from diffusion.training import checkpoint
+from diffusion.training.files import replacing
 from diffusion.training.signals import StopSignals, listening
-from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker
+from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker, has_scores
 from diffusion.training.trainer import Trainer
-from scripts.build import build, check, fit_space, load_space, load_system
+from scripts.build import build, fit_space, load_space, load_system
+from scripts.checks import Inputs, check, check_output_dir
 from scripts.console import note
 from scripts.dry_run import dry_run
 from scripts.errors import run
 from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
 from scripts.likelihood import evaluate_likelihood
+from scripts.locks import training_in
 from scripts.options import Options, given_flags
 from scripts.processes import is_main, join
 from scripts.sampling import sample
 from scripts.spaces import save_space
+
+METRICS = "metrics.jsonl"
 
 
 def make_run_dir(options: Options, corpus_name: str) -> Path:
@@ -54,54 +60,68 @@ def make_run_dir(options: Options, corpus_name: str) -> Path:
 def train(options: Options, stop: StopSignals) -> None:
     """A new run, or the rest of an old one."""
     resumed = options.run.mode == "resume_training"
-    run_dir = Path(options.run.resume_dir) if resumed else None
-    start = checkpoint.find_checkpoint(run_dir, options.run.milestone) if resumed else None
-    corpus = check(options)
-    accelerator = Accelerator(  # chooses the device of this process, so it comes before the models
-        mixed_precision=options.training.mixed_precision,
-        gradient_accumulation_steps=options.training.gradient_accumulation_steps,
-    )
-    with accelerator.main_process_first():  # the others find what the first one encoded
-        space = load_space(options, run_dir) if resumed else fit_space(options, corpus)
-        system = build(options, corpus, space)
-        train_data, valid_data = system.data("train"), system.data("valid")
-    if accelerator.is_main_process and not resumed:
-        run_dir = make_run_dir(options, corpus.name)
-        save_space(space, run_dir)
-    (run_dir,) = broadcast_object_list([run_dir])
-
-    set_seed(options.training.random_seed, device_specific=True)  # dropout draws from the global generators
-    evaluator = TrainingEvaluator(system, run_dir)
-    trainer = Trainer(
-        options.training,
-        options.optim,
-        system.objective,
-        system.denoiser,
-        train_data,
-        valid_data,
-        run_dir,
-        accelerator=accelerator,
-        make_tracker=lambda step: make_tracker(options, run_dir, step),
-        evaluate=evaluator,
-        stop=stop,
-    )
-    if start is not None:
-        trainer.resume(start)
-    if accelerator.is_main_process:
-        options.save(run_dir)  # of a resumed run too: what was changed holds from now on
-        parameters = sum(p.numel() for p in system.denoiser.parameters())
-        note(
-            f"{run_dir}: {parameters / 1e6:.1f} M parameters, {len(corpus.train):,} training texts, steps "
-            f"{trainer.step:,} to {options.training.num_train_steps:,} on {accelerator.device}"
+    with ExitStack() as held:
+        if resumed and is_main():
+            held.enter_context(training_in(Path(options.run.resume_dir)))
+        inputs = check(options)
+        corpus, run_dir = inputs.corpus, Path(options.run.resume_dir) if resumed else None
+        accelerator = Accelerator(  # chooses the device of this process, so it comes before the models
+            mixed_precision=options.training.mixed_precision,
+            gradient_accumulation_steps=options.training.gradient_accumulation_steps,
         )
-    trainer.train(catch_up=resumed and not evaluator.has(trainer.step))
-    if accelerator.is_main_process:
-        skipped = trainer.health.skipped
-        note(f"done: {run_dir}" + (f"; {skipped:,} updates skipped, not being finite" if skipped else ""))
+        with accelerator.main_process_first():  # the others find what the first one encoded
+            space = load_space(options, run_dir) if resumed else fit_space(options, corpus)
+            system = build(options, corpus, space)
+            train_data, valid_data = system.data("train"), system.data("valid")
+        if accelerator.is_main_process and not resumed:
+            run_dir = make_run_dir(options, corpus.name)
+            held.enter_context(training_in(run_dir))
+            check_output_dir(options)  # again: another job may have been faster
+            save_space(space, run_dir)
+        (run_dir,) = broadcast_object_list([run_dir])
+
+        set_seed(options.training.random_seed, device_specific=True)  # dropout draws from the global generators
+        trainer = Trainer(
+            options.training,
+            options.optim,
+            system.objective,
+            system.denoiser,
+            train_data,
+            valid_data,
+            run_dir,
+            accelerator=accelerator,
+            make_tracker=lambda step: make_tracker(options, run_dir, step),
+            evaluate=TrainingEvaluator(system, run_dir),
+            stop=stop,
+        )
+        if resumed:
+            go_on(trainer, inputs)
+        else:
+            trainer.save()  # whatever ends a run, and as soon as it is one, --resume_training goes on with it
+        if accelerator.is_main_process:
+            options.save(run_dir)  # of a resumed run too: what was changed holds from now on
+            parameters = sum(p.numel() for p in system.denoiser.parameters())
+            note(
+                f"{run_dir}: {parameters / 1e6:.1f} M parameters, {len(corpus.train):,} training texts, steps "
+                f"{trainer.step:,} to {options.training.num_train_steps:,} on {accelerator.device}"
+            )
+        trainer.train(catch_up=not has_scores(run_dir / METRICS, trainer.step))
+        if accelerator.is_main_process:
+            skipped = trainer.health.skipped
+            note(f"done: {run_dir}" + (f"; {skipped:,} updates skipped, not being finite" if skipped else ""))
+
+
+def go_on(trainer: Trainer, inputs: Inputs) -> None:
+    """Resumes from the checkpoint of the options; those that were passed over as damaged are set aside."""
+    trainer.resume(inputs.checkpoint)
+    if trainer.accelerator.is_main_process and inputs.options.run.milestone is None:
+        for damaged in checkpoint.checkpoints(trainer.run_dir):
+            if checkpoint.step_of(damaged) > trainer.step:
+                note(f"{damaged}: kept as {checkpoint.set_aside(damaged).name}")
 
 
 def make_tracker(options: Options, run_dir: Path, step: int) -> Trackers:
-    trackers = [JsonlTracker(run_dir / "metrics.jsonl", step)]
+    trackers = [JsonlTracker(run_dir / METRICS, step)]
     if options.run.wandb_name is not None:
         trackers.append(WandbTracker(options.run.wandb_name, run_dir, options.flat()))
     return Trackers(*trackers)
@@ -126,7 +146,6 @@ def generate_data(options: Options, stop: StopSignals) -> None:
     """--gen_data: a CSV of (text, label) for each seed; with classes they take turns, so that all have their share."""
     system, _ = load_system(options)
     folder = Path(options.run.output_dir or options.run.resume_dir) / "synthetic"
-    folder.mkdir(parents=True, exist_ok=True)
     wanted, classes = options.run.num_samples, len(system.classes)
     labels = [i % classes for i in range(wanted)] if classes else None
     for seed in TEST_SEEDS:
@@ -134,7 +153,7 @@ def generate_data(options: Options, stop: StopSignals) -> None:
         if not is_main():
             continue
         path = folder / f"synth_sample{wanted}_seed{seed}.csv"
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             writer.writerows(zip(samples.first, samples.labels, strict=True))  # a label None is left empty

@@ -182,11 +182,9 @@ def make_denoiser(options: Options, corpus: Corpus, space: Space, process: Proce
 
 def load_system(options: Options) -> tuple[System, int]:
     """A trained run with its averaged weights in the denoiser, and the step of the checkpoint."""
-    run_dir = Path(options.run.resume_dir)
-    path = checkpoint.find_checkpoint(run_dir, options.run.milestone)
-    corpus = check(options)
-    system = build(options, corpus, load_space(options, run_dir))
-    (averaged,), state = checkpoint.load(path, "ema")
+    inputs = check(options)
+    system = build(options, inputs.corpus, load_space(options, Path(options.run.resume_dir)))
+    (averaged,), state = checkpoint.load(path := inputs.checkpoint, "ema")
     own = {key.removeprefix("ema_model."): value for key, value in averaged.items() if key.startswith("ema_model.")}
     checkpoint.load_weights(system.denoiser, own, path)
     system.denoiser.to(device()).eval()

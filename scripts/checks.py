@@ -27,10 +27,17 @@ from scripts.options import Options
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks of a job read: its options, and its corpus and the metrics' models once."""
+    """What the checks of a job read: its options, and once its checkpoint, its corpus and the metrics' models."""
 
     options: Options
     readers: dict[Path, nn.Module] = field(default_factory=dict)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The intact one that the job begins with."""
+        run = self.options.run
+        groups = checkpoint.GROUPS if run.mode == "resume_training" else ("ema",)
+        return checkpoint.find_checkpoint(Path(run.resume_dir), run.milestone, groups, note)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -47,8 +54,6 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
     """Everything that can be found wrong before a model is loaded: calls that raise a user's error where it is."""
     options = inputs.options
     run_options = options.run
-    if run_options.resume_dir is not None:
-        yield lambda: checkpoint.find_checkpoint(Path(run_options.resume_dir), run_options.milestone)
     yield lambda: check_flags(options)
     yield lambda: inputs.corpus
     yield lambda: check_corpus(inputs)
@@ -64,10 +69,12 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
     if run_options.mode in ("train", "resume_training"):  # which read them first when hours have gone by
         for folder in reader_folders(options):
             yield lambda folder=folder: inputs.reader(folder)
+    if run_options.resume_dir is not None:  # last, as all of it is read
+        yield lambda: inputs.checkpoint
 
 
-def check(options: Options) -> Corpus:
-    """Raises the first of what `checks` finds wrong; returns the corpus."""
+def check(options: Options) -> Inputs:
+    """Raises the first of what `checks` finds wrong; returns what was read."""
     inputs = Inputs(options)
     for each in checks(inputs):
         each()
@@ -76,7 +83,7 @@ def check(options: Options) -> Corpus:
             f"warning: {', '.join(missing)} not on this machine, so metrics that need it are left out; on a "
             f"machine with internet run: python -m scripts.cache_models {' '.join(missing)}"
         )
-    return inputs.corpus
+    return inputs
 
 
 def check_corpus(inputs: Inputs) -> None:
@@ -96,7 +103,8 @@ def check_corpus(inputs: Inputs) -> None:
 def check_output_dir(options: Options) -> None:
     """Raises UsageError where the --output_dir of a new run holds a run already."""
     chosen = options.run.output_dir
-    if options.run.mode == "train" and (Path(chosen) / "args.json").exists():
+    trained = any(map(checkpoint.step_of, checkpoint.checkpoints(Path(chosen))))  # step 0 alone: killed while it began
+    if options.run.mode == "train" and ((Path(chosen) / "args.json").exists() or trained):
         raise UsageError(
             f"{chosen}: holds a run already; choose another --output_dir, or continue it with --resume_training "
             f"--resume_dir {chosen}"

@@ -42,7 +42,7 @@ def titles(runs: list[Path]) -> list[str]:
 
 def rows_of(run_dir: Path, title: str) -> dict[str, Scores]:
     """The rows of a run, named by its title and the way of writing texts; the human row under its own name."""
-    newest = checkpoint.find_checkpoint(run_dir)
+    newest = checkpoint.find_checkpoint(run_dir, groups=("ema",))
     step = checkpoint.step_of(newest)
     scored = run_dir / "evaluation" / f"test_step_{step:08d}"
     rows = scores(scored / "scores.json")

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from diffusion.training import checkpoint
@@ -24,14 +23,13 @@ from latent_models.seq2seq_codec import Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from scripts.build import fit_space, load_space, make_denoiser
 from scripts.checks import Inputs, checks, missing_metric_models, needed_models, reader_folders
-from scripts.errors import USER_ERRORS, Problems, UsageError
+from scripts.errors import USER_ERRORS, Problems
 from scripts.methods import METHODS
 from scripts.options import Options
 from scripts.spaces import STATISTICS, check_codec
 
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
 SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded splits
-GROUPS_READ = {"resume_training": ("model", "ema", "optimizer", "random")}  # of a checkpoint; else the average alone
 Result = TypeVar("Result")
 
 
@@ -72,8 +70,6 @@ def look(options: Options, problems: list[str]) -> Findings:
         findings.of(each)
     codec = findings.of(lambda: _codec(options)) if "enc_dec_model" in needed_models(options) else None
     readers = {folder: findings.of(lambda folder=folder: inputs.reader(folder)) for folder in reader_folders(options)}
-    if options.run.resume_dir is not None:
-        findings.of(lambda: _read_checkpoint(options))
     network = None if findings.problems else findings.of(lambda: _network(inputs, codec))
     if findings.problems:  # what the job would be rests on all of it
         return findings
@@ -103,17 +99,6 @@ def _codec(options: Options) -> Seq2SeqCodec:
     return Seq2SeqCodec.load(find_model(options.codec.enc_dec_model), options.codec.max_length, "meta")
 
 
-def _read_checkpoint(options: Options) -> None:
-    """Raises UsageError where a file of the checkpoint is missing or cut short."""
-    folder = checkpoint.find_checkpoint(Path(options.run.resume_dir), options.run.milestone)
-    for name in GROUPS_READ.get(options.run.mode, ("ema",)):
-        path = folder / f"{name}.safetensors"
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"{path}: cannot be read ({error}); use an older checkpoint") from None
-    checkpoint.load(folder)  # its state.json
 
 
 def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
@@ -176,10 +161,11 @@ def _disk(inputs: Inputs, codec: Seq2SeqCodec | None, parameters: int, findings:
     run_dir = Path(options.run.resume_dir or options.run.output_dir or options.run.save_dir)
     training = options.training
     saves = -(-training.num_train_steps // training.save_and_sample_every)
-    kept = min(saves, training.keep_checkpoints + 1) if training.keep_checkpoints else saves
-    each = parameters * FLOAT * (2 + _moments(options))  # model, average, optimizer
+    model, moments = parameters * FLOAT, parameters * FLOAT * _moments(options)
+    sizes = [2 * model] + [2 * model + moments] * saves  # the optimizer has none before the first step
+    kept = sum(sizes[-training.keep_checkpoints - 1 :] if training.keep_checkpoints else sizes)
     there = sum(path.stat().st_size for path in (run_dir / checkpoint.FOLDER).rglob("*") if path.is_file())
-    needs = {"checkpoints": (run_dir, max(0, kept * each - (there if options.run.resume_dir else 0)))}
+    needs = {"checkpoints": (run_dir, max(0, kept - (there if options.run.resume_dir else 0)))}
     if codec is not None:
         folder = Path(options.run.save_dir) / "latents"
         missing = sum(_encoded_size(codec, inputs, name, folder) for name in ("train", "valid"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from diffusion.training.files import write_text
 from latent_models.corpora import Split
 from offline_metrics import report
 from offline_metrics.scores import Scores
@@ -64,10 +65,9 @@ def result_folder(run_dir: Path, mode: str, step: int) -> Path:
 
 def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
     """Writes scores.json for scripts and table.md for people; returns the table."""
-    folder.mkdir(parents=True, exist_ok=True)
     report.write_json(folder / "scores.json", rows)
     table = report.table(rows, human=HUMAN)
-    (folder / "table.md").write_text(table, encoding="utf-8")
+    write_text(folder / "table.md", table)
     return table
 
 
@@ -120,14 +120,6 @@ class TrainingEvaluator:
     suite: MetricSuite | None = None
     sources: list[str] | None = None
 
-    def folder(self, step: int) -> Path:
-        """Where the evaluation of a step is written."""
-        return self.run_dir / "evaluation" / f"step_{step:08d}"
-
-    def has(self, step: int) -> bool:
-        """Whether a step was evaluated to the end."""
-        return (self.folder(step) / "scores.json").is_file()
-
     def __call__(self, step: int, denoiser: nn.Module) -> tuple[dict[str, float], dict[str, list[str]]]:
         """The scores and the texts of each strategy."""
         if self.suite is None:
@@ -139,7 +131,7 @@ class TrainingEvaluator:
             evaluation = evaluate(self.system, self.suite, VALID_SEED, self.sources)
         finally:
             self.system.denoiser = trained
-        evaluation.write(self.folder(step))
+        evaluation.write(self.run_dir / "evaluation" / f"step_{step:08d}")
         note("\n" + report.table(evaluation.rows, human=HUMAN))
         return scalars(evaluation.rows), evaluation.texts
 

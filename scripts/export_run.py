@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from safetensors.torch import save_file
-
 from diffusion.training import checkpoint
+from diffusion.training.files import replacing, write_tensors
 from scripts.build import space_type
 from scripts.checks import check_writable
 from scripts.errors import UsageError, run
@@ -41,18 +40,21 @@ def main() -> None:
     (export,) = parse([ExportOptions], description=__doc__)
     source, target = Path(export.run), Path(export.output_dir)
     options = Options.from_argv(["--gen_data", "--resume_dir", str(source)])
-    newest = checkpoint.find_checkpoint(source)
+    newest = checkpoint.find_checkpoint(source, groups=("ema",))
     check_writable("output_dir", target)
-    (target / checkpoint.FOLDER / newest.name).mkdir(parents=True)
-    names = ["args.json", *space_type(options).files, "metrics.jsonl", newest.relative_to(source) / "state.json"]
-    if (source / RECORD).is_file():  # older runs have none
-        names.append(RECORD)
-    for name in names:
-        copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
-        copy(source / name, target / name)
     (weights,), _ = checkpoint.load(newest, "ema")
     halves = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
-    save_file(halves, target / newest.relative_to(source) / "ema.safetensors")
+    there = newest.relative_to(source)
+    with replacing(target) as beside:
+        (beside / there).mkdir(parents=True)
+        names = ["args.json", *space_type(options).files, "metrics.jsonl", there / checkpoint.STATE]
+        if (source / RECORD).is_file():  # older runs have none
+            names.append(RECORD)
+        for name in names:
+            copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
+            copy(source / name, beside / name)
+        write_tensors(beside / there / "ema.safetensors", halves)
+        checkpoint.seal(beside / there)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file()) / 1e6
     print(f"{target}: step {checkpoint.step_of(newest):,}, {size:.1f} MB")
 

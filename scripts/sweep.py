@@ -18,13 +18,11 @@ if __name__ == "__main__":  # signals are heard while the libraries load, which 
 
     leave_when_asked()
 
-import fcntl
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +34,7 @@ from scripts.console import note
 from scripts.dry_run import look
 from scripts.errors import PlainParser, Problems, UsageError, run
 from scripts.evaluation import result_folder
+from scripts.locks import locked
 from scripts.options import read_args
 from scripts.sweep_file import Run, Sweep, flags, read_sweep
 
@@ -90,40 +89,23 @@ def check_unchanged(sweep: Sweep) -> None:
                 )
 
 
-@contextmanager
-def locked(folder: Path, wait: bool) -> Iterator[BinaryIO | None]:
-    """The lock on a run, None where another process has it; dropped when this process and its child have ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
-        except OSError:  # a file system without locks stops no sweep
-            pass
-        yield file
-
-
 def is_running(run: Run) -> bool:
     """Whether a process has the lock of a run."""
     if not (run.folder / LOCK).exists():
         return False
-    with locked(run.folder, wait=False) as lock:
+    with locked(run.folder / LOCK) as lock:
         return lock is None
 
 
 def commands(run: Run, sweep: Sweep) -> Iterator[tuple[str, list[str]]]:
     """What is still to be done for a run, in order, and the command line of each."""
-    state = state_of(run)
-    if state.step >= state.steps:
-        pass
-    elif state.step:
-        yield "training", ["--resume_training", f"--resume_dir={run.folder}"]
-    else:
-        with suppress(FileNotFoundError):  # of a run that broke before its first checkpoint: nothing to go on from
-            (run.folder / "args.json").unlink()
+    state, found = state_of(run), checkpoint.checkpoints(run.folder)
+    if state.is_done:
+        return
+    if not (run.folder / "args.json").is_file():
         yield "training", [*flags(run.values), f"--output_dir={run.folder}"]
+    elif state.step < state.steps or not found or checkpoint.fault(found[-1]) is not None:
+        yield "training", ["--resume_training", f"--resume_dir={run.folder}"]
     for mode in state.missing:
         yield mode, [f"--{mode}", f"--resume_dir={run.folder}", *flags(sweep.evaluations[mode])]
 
@@ -171,7 +153,8 @@ def run_all(sweep: Sweep, chosen: list[Run], wait: bool) -> int:
     with listening() as stop:
         for number, run in enumerate(to_do, start=1):
             title, started = f"[{number}/{len(to_do)}] {run.name}", time.monotonic()
-            with locked(run.folder, wait) as lock:
+            waiting = f"{title}: another process is at it; waiting for that" if wait else None
+            with locked(run.folder / LOCK, waiting) as lock:
                 if lock is None:
                     note(f"{title}: another process is at it; left to that")
                     results[run] = "with another process"

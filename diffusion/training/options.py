@@ -51,7 +51,9 @@ class TrainingOptions:
         default=32, metadata={"help": "draws of the likelihood bound for each text (--ppl_eval)"}
     )
     log_every: int = field(default=50, metadata={"help": "steps between rows of metrics.jsonl"})
-    keep_checkpoints: int = field(default=1, metadata={"help": "newest checkpoints to keep (0: all)"})
+    keep_checkpoints: int = field(
+        default=2, metadata={"help": "newest checkpoints to keep (0: all); with 1 there is none left if it is damaged"}
+    )
     random_seed: int = field(default=42, metadata={"help": "seed of weights, batches and noise"})
 
     def __post_init__(self):

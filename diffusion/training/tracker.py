@@ -6,10 +6,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from diffusion.process import DiffusionError
+from diffusion.training.files import write_text
 
 
 class Tracker(Protocol):
@@ -22,29 +24,45 @@ def _json_safe(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(line: str) -> float:
-    """The step of a row; infinity for a line that a crash has torn."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+def _row(line: str) -> dict[str, Any]:
+    """A row; one after all steps for a line that a crash has torn."""
+    with suppress(ValueError):
+        row = json.loads(line)
+        if isinstance(row, dict) and "step" in row:
+            return row
+    return {"step": math.inf}
+
+
+def has_scores(path: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the row of scores of a step, which is written when all else of its evaluation is."""
+    rows = map(_row, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+    return any(row["step"] == step and "loss" not in row for row in rows)
 
 
 class JsonlTracker:
-    """One JSON object a line, written through at once; on resume the lines after `last_step` are taken back."""
+    """One JSON object a line, on the disk at once; on resume the lines after `last_step` are taken back.
+
+    A row that the disk does not take is an OSError, and leaves the file as it was.
+    """
 
     def __init__(self, path: Path, last_step: int = 0):
+        self.path = path
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(beside, path)
-        self.file = path.open("a", encoding="utf-8")
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _row(line)["step"] <= last_step]
+            write_text(path, "".join(line + "\n" for line in kept))
+        self.file = path.open("ab", buffering=0)
 
     def log(self, step: int, scalars: Mapping[str, Any]) -> None:
         row = {"step": step, **{key: _json_safe(value) for key, value in scalars.items()}}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        line, end = (json.dumps(row) + "\n").encode(), self.file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self.file.write(line) :]
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            self.file.truncate(end)
+            error.filename = str(self.path)
+            raise
 
     def log_texts(self, step: int, name: str, texts: Sequence[str]) -> None:
         """Texts are files of their own in a run folder, so there is nothing to do."""

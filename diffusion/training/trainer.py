@@ -144,7 +144,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Continues exactly after the checkpoint at `path`: weights, optimizer, rate, data order and randomness."""
-        (model, ema, optimizer, random), state = checkpoint.load(path, "model", "ema", "optimizer", "random")
+        (model, ema, optimizer, random), state = checkpoint.load(path, *checkpoint.GROUPS)
         asked, had = type(self.optimizer.optimizer).__name__.lower(), state["optimizer"].lower()
         if asked != had:
             raise DiffusionError(f"--optimizer {asked}: {path} was trained by {had}; go on with that")
@@ -167,6 +167,8 @@ class Trainer:
             group["lr"] = rate
         if state["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            checkpoint.tidy(self.run_dir, self.step, self.options.keep_checkpoints)
 
     def _rates(self) -> list[float]:
         pairs = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
@@ -181,21 +183,22 @@ class Trainer:
         `catch_up` evaluates first where the present step should have been evaluated.
         """
         tracker = self.make_tracker(self.step) if self.accelerator.is_main_process else Trackers()
-        with closing(tracker), self.stop.deferred():
-            if catch_up and self.step % self.options.save_and_sample_every == 0:
+        bar = tqdm(
+            total=self.options.num_train_steps,
+            initial=self.step,
+            desc="train",
+            disable=not self.accelerator.is_main_process,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line every half second
+            file=sys.stderr,
+        )
+        with closing(tracker), closing(bar), self.stop.deferred():  # what is said after an error has its own line
+            if catch_up and self.step and self.step % self.options.save_and_sample_every == 0:
                 self._evaluate(tracker)
-            with tqdm(
-                total=self.options.num_train_steps,
-                initial=self.step,
-                desc="train",
-                disable=not self.accelerator.is_main_process,
-                mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line every half second
-                file=sys.stderr,
-            ) as bar:
-                self._train(tracker, bar)
+            self._train(tracker, bar)
 
     def _train(self, tracker: Tracker, bar: tqdm) -> None:
-        options, batches = self.options, self.loader()
+        options = self.options
+        batches = self.loader()
         started, first = time.monotonic(), self.step
         while self.step < options.num_train_steps:
             T_k, rate = self.T_k, self.optimizer.param_groups[0]["lr"]

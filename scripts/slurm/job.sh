@@ -35,10 +35,9 @@ requeued() {
 train_or_resume() {
     local run=$1
     shift
-    if compgen -G "$run/checkpoints/step_*" >/dev/null; then
+    if [[ -e $run/args.json ]]; then
         command=("$python" train_text_diffusion.py --resume_training --resume_dir "$run")
     else
-        rm -f "$run/args.json" # of a start that did not come as far as a checkpoint
         command=("$python" train_text_diffusion.py --output_dir "$run" "$@")
     fi
 }

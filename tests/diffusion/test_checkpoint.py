@@ -1,15 +1,22 @@
 """Checkpoints: exact round trips, never half of one in sight, nothing pickled, damage told in one line."""
 
+import errno
 import json
+import os
 import pickletools
+import resource
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from diffusion.process import DiffusionError
-from diffusion.training import checkpoint
+from diffusion.training import checkpoint, files
 from diffusion.training.optim import OptimOptions, make_ema, make_optimizer
+
+WHOLE = {"model.safetensors", "random.safetensors", "state.json", "checksums.json"}
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -115,7 +122,7 @@ def test_random_states_of_another_kind_of_device_or_of_none_are_refused_in_one_l
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     place = save(tmp_path, 1)
-    assert {file.name for file in place.iterdir()} == {"model.safetensors", "random.safetensors", "state.json"}
+    assert {file.name for file in place.iterdir()} == WHOLE
     json.loads((place / "state.json").read_text())
     for file in place.iterdir():
         content = file.read_bytes()
@@ -131,39 +138,44 @@ class Killed(BaseException):
     """Stands for a process that dies here."""
 
 
-@pytest.mark.parametrize("dies_in", ["save_file", "os.replace", "json.dumps"])
+@pytest.mark.parametrize("dies_in", ["write_tensors", "seal", "replace", "rmtree"])
 def test_a_save_that_dies_leaves_the_older_checkpoint_and_nothing_that_looks_like_one(tmp_path, monkeypatch, dies_in):
     save(tmp_path, 1)
-    real = checkpoint.save_file
+    real = checkpoint.write_tensors
 
     def die(*args, **kwargs):
         raise Killed
 
-    def die_at_the_second_file(group, path):
-        real(group, path)
+    def die_at_the_second_file(path, group):
+        real(path, group)
         if path.name.startswith("random"):
             raise Killed
 
-    replaced = {"save_file": die_at_the_second_file, "os.replace": die, "json.dumps": die}[dies_in]
-    monkeypatch.setattr(f"diffusion.training.checkpoint.{dies_in}", replaced)
-    with pytest.raises(Killed):
-        save(tmp_path, 2, keep=1)
+    with monkeypatch.context() as patch:
+        if dies_in == "replace":
+            patch.setattr(files.os, "replace", die)
+        elif dies_in == "rmtree":  # nothing is cleaned up, as after SIGKILL
+            patch.setattr(checkpoint, "seal", die)
+            patch.setattr(files.shutil, "rmtree", lambda *args, **kwargs: None)
+        else:
+            patch.setattr(checkpoint, dies_in, {"write_tensors": die_at_the_second_file, "seal": die}[dies_in])
+        with pytest.raises(Killed):
+            save(tmp_path, 2, keep=1)
     assert steps(tmp_path) == [1]
-    monkeypatch.undo()
+    assert (len(list((tmp_path / "checkpoints").iterdir())) == 2) == (dies_in == "rmtree")
     assert checkpoint.load(checkpoint.find_checkpoint(tmp_path), "model")[1] == {"step": 1}
     save(tmp_path, 2, keep=1)  # what was left over is in nobody's way, and does not pile up
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
 
 
 def test_every_folder_in_sight_is_whole_while_a_checkpoint_is_written_and_old_ones_go(tmp_path, monkeypatch):
-    whole = {"model.safetensors", "random.safetensors", "state.json"}
     seen = []
 
     def look(real):
         def looking(*args, **kwargs):
             result = real(*args, **kwargs)
             for path in checkpoint.checkpoints(tmp_path):
-                assert {file.name for file in path.iterdir()} == whole
+                assert {file.name for file in path.iterdir()} == WHOLE
             seen.append(steps(tmp_path))
             return result
 
@@ -171,9 +183,9 @@ def test_every_folder_in_sight_is_whole_while_a_checkpoint_is_written_and_old_on
 
     for step in (1, 2):
         save(tmp_path, step)
-    for name in ("save_file", "os.replace", "os.unlink", "os.rmdir"):
-        target = f"diffusion.training.checkpoint.{name}"
-        monkeypatch.setattr(target, look(getattr(checkpoint.os, name[3:]) if "os." in name else checkpoint.save_file))
+    monkeypatch.setattr(checkpoint, "write_tensors", look(checkpoint.write_tensors))
+    for name in ("replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, look(getattr(os, name)))
     save(tmp_path, 3, keep=1)
     save(tmp_path, 3, keep=1)  # again in the same place
     monkeypatch.undo()
@@ -220,26 +232,134 @@ def test_a_step_can_be_asked_for_and_what_is_missing_is_told_with_what_there_is(
         checkpoint.find_checkpoint(tmp_path / "nowhere")
 
 
+# On the disk
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_gets_its_name_and_before_older_ones_go(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    done, sync, replace = [], os.fsync, os.replace
+    path_of = lambda handle: Path(os.readlink(f"/proc/self/fd/{handle}"))  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(path_of(handle)) or sync(handle))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append(Path(paths[1]).name) or replace(*paths))
+    place = save(tmp_path, 2, keep=1)
+    beside, inside = done[4], {path.name for path in done[:4]}
+    assert inside == WHOLE and {path.parent for path in done[:4]} == {beside}
+    assert done[5:] == [place.name, place.parent, ".step_00000001.old"]
+
+
+@pytest.mark.parametrize("room", [100, 1_500, 4_000])  # bytes that a file may have: of tensors, of several of them
+def test_a_disk_that_does_not_take_it_leaves_the_older_checkpoint_and_names_the_file(tmp_path, room):
+    save(tmp_path, 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError, match=r"checkpoints/step_00000002/\w+.safetensors") as refusal:
+            checkpoint.save(tmp_path, 2, {"model": {"w": torch.zeros(64)}, "random": {"w": torch.zeros(2_000)}}, {}, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert refusal.value.errno == errno.EFBIG
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    assert checkpoint.fault(tmp_path / "checkpoints" / "step_00000001") is None
+
+
 # Damage
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "random.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "cut early", "other bytes", "zeros"])
-def test_a_damaged_file_is_one_line_that_names_the_checkpoint(tmp_path, file, damage):
+def damage(path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "gone":
+        return path.unlink()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": content[:-4],
+            "cut early": content[:4],
+            "one bit": content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :],
+            "last bit": content[:-1] + bytes([content[-1] ^ 1]),
+            "other bytes": b"\xff\xfe" * middle,
+            "zeros": bytes(len(content)),
+            "longer": content + b" ",
+        }[how]
+    )
+
+
+FILES = ["model.safetensors", "random.safetensors", "state.json", "checksums.json"]
+DAMAGES = ["gone", "empty", "cut", "cut early", "one bit", "last bit", "other bytes", "zeros", "longer"]
+
+
+@pytest.mark.parametrize(("file", "how"), list(product(FILES, DAMAGES)))
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, file, how, capsys):
+    save(tmp_path, 1)
+    place = save(tmp_path, 2)
+    damage(place / file, how)
+    found = checkpoint.find_checkpoint(tmp_path, groups=["model", "random"])
+    told = capsys.readouterr()
+    harmless = file == "checksums.json" and how in ("gone", "longer", "last bit")  # a blank, the end of the line
+    if harmless and found == place:
+        assert told.err == ""
+        return
+    assert found.name == "step_00000001" and not (harmless and how == "gone")
+    (line,) = told.err.splitlines()
+    what = "" if (file, how) == ("checksums.json", "one bit") else file  # which blames the file that it speaks of
+    assert line.startswith(f"warning: {place}: damaged ({what}") and line.endswith("step_00000001 is used instead")
+    with pytest.raises(DiffusionError, match=r"step_00000002: damaged .*; .*another --milestone") as refusal:
+        checkpoint.find_checkpoint(tmp_path, 2)
+    assert "\n" not in str(refusal.value)
+    assert steps(tmp_path) == [1, 2]  # looking changes nothing
+
+
+def test_with_no_checkpoint_intact_each_is_named_with_what_is_wrong(tmp_path, capsys):
+    for step, (file, how) in enumerate([("model.safetensors", "cut"), ("state.json", "gone")]):
+        damage(save(tmp_path, step) / file, how)
+    with pytest.raises(DiffusionError) as refusal:
+        checkpoint.find_checkpoint(tmp_path)
+    message = str(refusal.value)
+    assert "step_00000001: damaged (state.json: missing)" in message and "\n" not in message
+    assert "step_00000000: damaged (model.safetensors: has" in message and "no checkpoint is intact" in message
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "cut", "cut early", "other bytes", "zeros", "longer"])
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
+def test_a_checkpoint_without_checksums_is_used_if_its_files_can_be_read(tmp_path, file, how, capsys):
+    save(tmp_path, 1)
+    place = save(tmp_path, 2)
+    (place / "checksums.json").unlink()
+    assert checkpoint.find_checkpoint(tmp_path, groups=["model"]) == place
+    damage(place / file, how)
+    if (file, how) == ("state.json", "longer"):  # by a blank
+        return
+    assert checkpoint.find_checkpoint(tmp_path, groups=["model"]).name == "step_00000001"
+    assert f"{place}: damaged ({file}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_what_is_asked_of_it_is_no_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(DiffusionError, match=r"damaged \(ema.safetensors: missing\)"):
+        checkpoint.find_checkpoint(tmp_path, groups=checkpoint.GROUPS)
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"../../a": {"bytes": 1, "sha256": "0"}}', '{"state.json": 3}',
+                                    '{"state.json": {"bytes": "1", "sha256": "0"}}'])  # fmt: skip
+def test_a_record_that_no_checkpoint_has_is_damage(tmp_path, record):
     place = save(tmp_path, 1)
-    content = (place / file).read_bytes()
-    if damage == "gone":
-        (place / file).unlink()
-    else:
-        (place / file).write_bytes(
-            {
-                "empty": b"",
-                "cut": content[:-4],
-                "cut early": content[:4],
-                "other bytes": b"\xff\xfe" * (len(content) // 2),
-                "zeros": bytes(len(content)),
-            }[damage]
-        )
+    (place / "checksums.json").write_text(record)
+    wanted = "checksums.json: not a record" if record != "{}" else "state.json: missing"
+    assert checkpoint.fault(place).startswith(wanted)
+
+
+def test_one_set_aside_is_kept_but_counts_no_more(tmp_path):
+    for name in ("step_00000002.damaged", "step_00000002.damaged_2"):
+        save(tmp_path, 1)
+        assert checkpoint.set_aside(save(tmp_path, 2)).name == name
+    save(tmp_path, 3, keep=2)
+    assert steps(tmp_path) == [1, 3]
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(names) == ["step_00000001", "step_00000002.damaged", "step_00000002.damaged_2", "step_00000003"]
+
+
+def test_a_file_that_turns_bad_under_a_reader_is_one_line(tmp_path):
+    place = save(tmp_path, 1)
+    damage(place / "model.safetensors", "cut")
     with pytest.raises(DiffusionError, match="step_00000001.*older checkpoint") as refusal:
         checkpoint.load(place, "model", "random")
     assert "\n" not in str(refusal.value)

@@ -19,7 +19,7 @@ from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from diffusion.training.checkpoint import find_checkpoint
+from diffusion.training import checkpoint
 from latent_models.corpora import DataOptions, load_corpus
 from scripts.build import System, load_system
 from scripts.demo_grammar import parse
@@ -160,10 +160,11 @@ def altered(tmp_path_factory) -> Callable[[Path, Callable[[Tensor, Tensor], obje
 
     def alter(run_dir: Path, change: Callable[[Tensor, Tensor], object]) -> Path:
         copy = Path(shutil.copytree(run_dir, tmp_path_factory.mktemp("altered") / run_dir.name))
-        path = find_checkpoint(copy) / "ema.safetensors"
+        path = checkpoint.find_checkpoint(copy) / "ema.safetensors"
         averaged = load_file(path)
         change(averaged["ema_model.write.weight"], averaged["ema_model.write.bias"])
         save_file(averaged, path)
+        checkpoint.seal(path.parent)
         return copy
 
     return alter

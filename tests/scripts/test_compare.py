@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from diffusion.training import checkpoint
 from offline_metrics.scores import Scores
 from scripts import compare
 from train_text_diffusion import main
@@ -25,9 +25,8 @@ def made(tmp_path):
 
     def make(name, rows=None, timings=(), likelihood=None):
         run_dir = tmp_path / name
-        (run_dir / "checkpoints" / "step_00000007").mkdir(parents=True)
         tensors = {"step": torch.tensor(7), "ema_model.a": torch.zeros(300, 200), "ema_model.b": torch.zeros(())}
-        save_file(tensors, run_dir / "checkpoints" / "step_00000007" / "ema.safetensors")
+        checkpoint.save(run_dir, 7, {"ema": tensors}, {}, keep=0)
         files = {f"{EVALUATED}/seed_{seed}/timing.json": timing for seed, timing in enumerate(timings, start=42)}
         files[f"{EVALUATED}/scores.json"] = None if rows is None else {"human": HUMAN} | rows
         files[f"{LIKELIHOOD}/scores.json"] = likelihood
@@ -195,8 +194,8 @@ def test_the_files_hold_all_that_was_found(evaluated, made, compared, tmp_path):
         (f"{EVALUATED}/seed_42/timing.json", "", "timing.json: cannot be read"),
         (f"{EVALUATED}/seed_42/timing.json", '{"seconds": 3}', "timing.json: cannot be read"),
         (f"{EVALUATED}/seed_42/timing.json", "[1, 2]", "timing.json: cannot be read"),
-        ("checkpoints/step_00000007/ema.safetensors", "cut", "ema.safetensors: cannot be read"),
-        ("checkpoints/step_00000007/ema.safetensors", None, "ema.safetensors: cannot be read"),
+        ("checkpoints/step_00000007/ema.safetensors", "cut", r"damaged \(ema.safetensors: has 3 bytes"),
+        ("checkpoints/step_00000007/ema.safetensors", None, r"damaged \(ema.safetensors: missing\)"),
     ],
 )
 def test_a_damaged_run(complaint, made, tmp_path, file, content, wanted):

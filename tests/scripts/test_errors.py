@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import train_text_diffusion
+from diffusion.training import checkpoint
 from diffusion.training.signals import listening
 from scripts import demo, evaluate_samples, make_demo_corpus, sample
 from scripts.errors import USER_ERRORS, run
@@ -253,7 +254,7 @@ def test_a_run_whose_model_flags_are_given_otherwise(refused, run_dir):
 
 
 def test_a_run_without_its_statistics(refused, run_dir):
-    (run_dir / "checkpoints" / "step_00000002").mkdir(parents=True)
+    checkpoint.save(run_dir, 2, {"ema": {}}, {}, keep=0)
     assert "latent_statistics.safetensors: cannot be read" in refused(f"--gen_data --resume_dir {run_dir}")
 
 

@@ -5,6 +5,7 @@ L positions, D latent width.
 
 import csv
 import json
+import re
 import shutil
 import socket
 import time
@@ -15,13 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusion.training import checkpoint
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.lengths import LengthModel
 from latent_models.statistics import LatentStatistics
 from offline_metrics.language_model import LanguageModel
 from scripts import evaluate_samples, export_run
 from scripts import sample as sample_script
-from scripts.build import build, check, device
+from scripts.build import build, device
+from scripts.checks import check
 from scripts.demo_grammar import parse
 from scripts.options import Options
 from scripts.samples_file import read_texts
@@ -124,6 +127,12 @@ def copied(run_dir: Path, place: Path) -> Path:
     return Path(shutil.copytree(run_dir, place / "copy"))
 
 
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 # Training
 
 
@@ -132,9 +141,10 @@ def test_a_run_folder_holds_what_a_run_needs(labelled, place):
     assert {path.name for path in run_dir.iterdir()} == {
         "args.json", "latent_statistics.safetensors", "space.json", "metrics.jsonl", "checkpoints", "evaluation"
     }  # fmt: skip
-    checkpoints = ["step_00000002", "step_00000004"]
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == checkpoints
-    for step in checkpoints:
+    first, *evaluated = ["step_00000000", "step_00000002", "step_00000004"]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [first, *evaluated]
+    assert sorted(path.name for path in (run_dir / "evaluation").iterdir()) == evaluated
+    for step in evaluated:
         folder = run_dir / "evaluation" / step
         assert {path.name for path in folder.iterdir()} == {
             "beam.jsonl", "nucleus.jsonl", "scores.json", "table.md", "timing.json"
@@ -179,7 +189,7 @@ def test_a_second_run_reads_the_encoded_splits_of_the_first(labelled, train, mon
 
 def test_training_gets_normalised_latents(labelled, data_dir, place):
     options = Options.from_argv(["--eval", "--resume_dir", str(labelled[0])])
-    corpus = check(options)
+    corpus = check(options).corpus
     cache = encode_split(load_codec(options.codec, device()), corpus, "train", place / "latents", "float32")
     statistics = LatentStatistics.load(labelled[0] / "latent_statistics.safetensors")
     assert np.array_equal(statistics.lengths.counts, np.bincount(cache.lengths))
@@ -292,15 +302,66 @@ def test_resuming_with_a_codec_of_another_width_changes_nothing(plain, call, tmp
     assert (run_dir / "args.json").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line(plain, call, tmp_path):
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(plain, call, tmp_path, rows_of):
+    """The damaged one is named and kept, its rows are taken back, and the end is that of the run it never had."""
     run_dir = copied(plain[0], tmp_path)
-    for name in ("ema", "model"):
-        path = run_dir / "checkpoints" / "step_00000004" / f"{name}.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
-    for mode in ("gen_data", "resume_training"):
+    flip_bit(run_dir / "checkpoints" / "step_00000004" / "optimizer.safetensors")
+    outcome = call(main, f"--resume_training --resume_dir {run_dir}")
+    assert outcome.status == 0, outcome.err
+    place = run_dir / "checkpoints" / "step_00000004"
+    assert f"warning: {place}: damaged (optimizer.safetensors: SHA-256" in outcome.err
+    assert f"{place}: kept as step_00000004.damaged" in outcome.err and "steps 2 to 4" in outcome.err
+    names = {f"step_0000000{step}" for step in (0, 2, 4)} | {"step_00000004.damaged"}
+    assert {path.name for path in place.parent.iterdir()} == names
+    timeless = lambda rows: [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]  # noqa: E731
+    assert timeless(rows_of(run_dir)) == timeless(rows_of(plain[0]))
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"):
+        assert (place / file).read_bytes() == (plain[0] / place.relative_to(run_dir) / file).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["eval", "gen_data", "sample"])
+def test_what_only_reads_uses_the_checkpoint_before_a_damaged_one(plain, call, tmp_path, mode):
+    run_dir = copied(plain[0], tmp_path)
+    place = run_dir / "checkpoints" / "step_00000004"
+    (place / "ema.safetensors").unlink()
+    line = f"--resume_dir {run_dir} --num_samples 2 --strategy beam" if mode == "sample" else (
+        f"--{mode} --resume_dir {run_dir} --num_samples 2"
+    )
+    script = sample_script.main if mode == "sample" else main
+    outcome = call(script, line)
+    assert outcome.status == 0, outcome.err
+    named = f"warning: {place}: damaged (ema.safetensors: missing); step_00000002 is used instead"
+    assert outcome.err.splitlines().count(named) == 1
+    assert place.is_dir()  # reading changes nothing
+    assert (run_dir / "evaluation" / "valid_step_00000002").is_dir() == (mode == "eval")
+    asked = call(script, f"{line} --milestone 4")
+    assert (asked.status, len(asked.errors)) == (2, 1) and f"{place}: damaged" in asked.errors[0]
+
+
+def test_with_no_checkpoint_intact_nothing_is_begun(plain, call, tmp_path):
+    run_dir = copied(plain[0], tmp_path)
+    for place in (run_dir / "checkpoints").iterdir():
+        flip_bit(place / "ema.safetensors")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for mode in ("gen_data", "resume_training", "dry_run --eval"):
         outcome = call(main, f"--{mode} --resume_dir {run_dir}")
         assert (outcome.status, len(outcome.errors)) == (2, 1)
-        assert "step_00000004" in outcome.errors[0]
+        assert all(f"step_0000000{step}: damaged (ema.safetensors: SHA-256" in outcome.errors[0] for step in (0, 2, 4))
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_another_codec_of_the_same_width_is_refused(plain, call, tmp_path):
+    """By its weights, wherever it lies; a copy of the own one is welcome."""
+    own, other = (Path(shutil.copytree(ROOT / "pre_trained_models/bart-demo", tmp_path / name)) for name in "ab")
+    weights = load_file(other / "model.safetensors")
+    next(iter(weights.values())).add_(1)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    line = f"--gen_data --resume_dir {plain[0]} --output_dir {tmp_path} --num_samples 1"
+    assert call(main, f"{line} --enc_dec_model {own}").status == 0
+    for mode in ("", "--dry_run"):
+        outcome = call(main, f"{line} --enc_dec_model {other} {mode}")
+        assert (outcome.status, len(outcome.errors)) == (2, 1)
+        assert re.search(rf"--enc_dec_model {other}: .* were those of bart-demo \([0-9a-f]{{12}}\)", outcome.errors[0])
 
 
 # Evaluation
@@ -410,6 +471,7 @@ def test_the_averaged_weights_make_the_samples(plain, tmp_path, loaded):
     averaged = load_file(path)
     averaged["ema_model.write.bias"] += 1
     save_file(averaged, path)
+    checkpoint.seal(path.parent)
     trained = load_file(path.with_name("model.safetensors"))
     own = loaded(run_dir).denoiser.state_dict()
     assert torch.equal(own["write.bias"], averaged["ema_model.write.bias"])

@@ -36,6 +36,7 @@ sampling_timesteps = 3
 num_train_steps = 4
 train_batch_size = 16
 save_and_sample_every = 2
+keep_checkpoints = 0
 num_samples = 4
 likelihood_draws = 2
 """
@@ -170,9 +171,6 @@ def test_a_sweep_runs_what_is_missing_and_continues_what_broke(write, call, line
 
     whole = tmp_path / "out" / "method=mdlm,T_schedule=normal"
     broken = tmp_path / "out" / "method=mdlm,T_schedule=linear"
-    begun = tmp_path / "out" / "method=latent,T_schedule=normal"
-    begun.mkdir()
-    (begun / "args.json").write_text("{}")  # that broke before its first checkpoint
     assert call(sweep.main, f"{path} --task 2").status == 0
     weights = load_file(find_checkpoint(broken) / "model.safetensors")
     shutil.rmtree(broken / "evaluation" / "likelihood_step_00000004")
@@ -196,13 +194,44 @@ def test_a_run_that_stopped_between_two_checkpoints_is_resumed(write, call, line
     path = write('[grid]\nmethod = ["mdlm", "gidd"]\n')
     assert call(sweep.main, f"{path} --run 1/2").status == 0
     (run, _) = read_sweep(path).runs
-    shutil.copytree(run.folder, tmp_path / "whole")
-    newest = checkpoints(run.folder)[-1]
-    newest.rename(newest.with_name("step_00000002"))  # only what lies there counts
+    shutil.rmtree(checkpoints(run.folder)[-1])
     assert str(sweep.state_of(run)) == "step 2 of 4"
     assert [line for _, line in sweep.commands(run, read_sweep(path))] == [
         ["--resume_training", f"--resume_dir={run.folder}"]
     ]
+
+
+def test_a_run_that_broke_before_its_first_step_goes_on_and_one_without_checkpoints_is_not_begun_anew(
+    write, call, lines
+):
+    path = write(ONE)
+    assert call(sweep.main, str(path)).status == 0
+    plan = read_sweep(path)
+    (run,) = plan.runs
+    resumed = [["--resume_training", f"--resume_dir={run.folder}"]]
+    first, *later = checkpoints(run.folder)
+    assert first.name == "step_00000000"
+    for each in later:
+        shutil.rmtree(each)
+    assert str(sweep.state_of(run)) == "to come"
+    assert [line for _, line in sweep.commands(run, plan)] == resumed
+    shutil.rmtree(first)
+    assert [line for _, line in sweep.commands(run, plan)] == resumed
+    outcome = call(sweep.main, str(path))
+    assert outcome.status == 1 and "expected a checkpoint (found: none)" in outcome.err
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_trains_again_before_it_is_evaluated(write, call, lines):
+    path = write(ONE + "[eval_test]\nnum_samples = 2\n")
+    assert call(sweep.main, str(path)).status == 0
+    plan = read_sweep(path)
+    (run,) = plan.runs
+    shutil.rmtree(run.folder / "evaluation" / "test_step_00000004")
+    (find_checkpoint(run.folder) / "model.safetensors").unlink()
+    lines.clear()
+    assert call(sweep.main, str(path)).status == 0
+    assert [line.split()[0] for line in lines] == ["--resume_training", "--eval_test"]
+    assert sweep.state_of(run).is_done
 
 
 def test_a_failed_run_does_not_stop_the_others_and_the_status_says_so(write, call, lines, tmp_path, monkeypatch):
