@@ -26,6 +26,7 @@ from scripts.demo_grammar import parse
 from scripts.errors import run
 from scripts.options import Options
 from tests.scripts.hub import Hub
+from tests.scripts.warm import Warm
 from train_text_diffusion import main
 
 SIZES = {"train": 120, "valid": 24, "test": 30}
@@ -77,6 +78,14 @@ def complaint(call) -> Callable[..., str]:
         return outcome.errors[0]
 
     return refusal
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts the entry script in processes of their own, at once."""
+    warm = Warm()
+    yield warm
+    warm.close()
 
 
 @pytest.fixture
