@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.training.files import faults, sums
 from diffusion.training.objective import Batch
 from diffusion.training.trainer import TrainingData
 from latent_models.codec import ModelError, find_model
@@ -25,7 +26,7 @@ from latent_models.statistics import LatentStatistics
 from latent_models.token_codec import TokenCodec, TokenSplit, character_tokenizer, find_tokenizer
 from scripts.console import note
 from scripts.errors import UsageError
-from scripts.fetching.checksums import faults, read_record, sums, write_record
+from scripts.fetching.checksums import read_record, write_record
 from scripts.method_options import CHARACTERS, TokenOptions
 
 STATISTICS = "latent_statistics.safetensors"
