@@ -3,13 +3,14 @@
 import importlib
 import importlib.util
 import json
+import resource
 import socket
 import sys
 
 import pytest
 
 from diffusion.process import DiffusionError
-from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker
+from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker, has_scores
 
 
 def rows(path) -> list[dict]:
@@ -65,6 +66,37 @@ def test_a_line_torn_by_a_crash_is_dropped_when_the_run_goes_on(tmp_path, torn):
     tracker.log(150, {"loss": 1.0})
     tracker.close()
     assert [row["step"] for row in rows(path)] == [50, 100, 150]
+
+
+@pytest.mark.parametrize("after", ["", '{"step": 100, "beam/mau', "\0\0\0\n", "[1]\n"])
+def test_an_evaluation_is_done_when_its_row_is_there(tmp_path, after):
+    path = tmp_path / "metrics.jsonl"
+    assert not has_scores(path, 50)
+    tracker = JsonlTracker(path)
+    tracker.log(50, {"loss": 0.5})
+    assert not has_scores(path, 50)
+    tracker.log(50, {"beam/mauve": 0.5})
+    tracker.log(100, {"loss": 0.5})
+    tracker.close()
+    with path.open("a") as file:
+        file.write(after)
+    assert has_scores(path, 50) and not has_scores(path, 100)
+
+
+def test_a_row_that_the_disk_does_not_take_leaves_the_file_as_it_was_and_names_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log(50, {"loss": 0.5})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError) as refusal:
+            tracker.log(100, {"loss": 0.25})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert refusal.value.filename == str(path)
+    tracker.log(100, {"loss": 0.125})
+    tracker.close()
+    assert rows(path) == [{"step": 50, "loss": 0.5}, {"step": 100, "loss": 0.125}]
 
 
 def test_several_trackers_get_everything():
