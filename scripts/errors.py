@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -59,6 +60,7 @@ def run(main: Callable[[], None]) -> None:
         _leave(f"{error.filename or 'reading or writing failed'}: {error.strerror}; check the disk and permissions")
     except Stopped as stopped:
         print("stopped by a signal; what was done is on disk", file=sys.stderr)
+        gc.freeze()  # else seconds go by while Python looks for garbage in all libraries, and someone waits
         raise SystemExit(stopped.status) from None
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):

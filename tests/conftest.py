@@ -10,6 +10,7 @@ torch.set_num_threads(1)  # the models of the tests are tiny, and several suites
 
 def pytest_addoption(parser):
     parser.addoption("--golden", metavar="DIR", help="folder of reference figures that contain corpus sentences")
+    parser.addoption("--soak_minutes", type=float, default=2.0, help="how long the soak of the slow suite lasts")
 
 
 @pytest.fixture(scope="session")

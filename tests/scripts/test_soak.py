@@ -1,0 +1,105 @@
+"""The demo trained with evaluations and checkpoints over and over: memory, files and threads stay what they are.
+
+    python -m pytest -m slow tests/scripts/test_soak.py -s --soak_minutes 60
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from diffusion.training import checkpoint
+from scripts.demo import MODELS, RECIPE
+
+ROOT = Path(__file__).parents[2]
+OFTEN = "--num_train_steps 1000000 --save_and_sample_every 10 --log_every 5 --num_samples 32 --keep_checkpoints 2"
+WARM_UP = 1 / 3  # of the time: caches fill, and the allocator meets every shape
+MOST_GROWTH = 30.0  # MB an hour, beyond twice the error of the slope: a week would add 5 GB
+EVERY = 1.0  # seconds between readings
+
+
+class Reading(NamedTuple):
+    """What a process holds at a moment."""
+
+    hours: float
+    megabytes: float  # resident
+    files: int  # open
+    threads: int
+    children: int
+    temporary: int  # files in TMPDIR, and hidden ones in what was written
+
+
+def read(process: int, started: float, written: Path, temporary: Path) -> Reading:
+    """The present state of a process."""
+    proc = Path(f"/proc/{process}")
+    resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    children = sum(len((task / "children").read_text().split()) for task in (proc / "task").iterdir())
+    left = len([*temporary.rglob("*"), *written.rglob(".*")])
+    tasks, files = len(os.listdir(proc / "task")), len(os.listdir(proc / "fd"))
+    return Reading((time.monotonic() - started) / 3600, resident, files, tasks, children, left)
+
+
+def slope(hours: np.ndarray, megabytes: np.ndarray) -> tuple[float, float]:
+    """Least squares, in MB an hour, and its standard error, over ten means in a row: readings are no independent draws."""
+    x, y = (np.array([part.mean() for part in np.array_split(values, 10)]) for values in (hours, megabytes))
+    x = x - x.mean()
+    found = (x * y).sum() / (x * x).sum()
+    residual = y - y.mean() - found * x
+    return found, np.sqrt((residual**2).sum() / (len(x) - 2) / (x * x).sum())
+
+
+def test_the_slope_is_found_with_its_error():
+    draw = np.random.default_rng(0)
+    hours = np.linspace(0, 1, 3600)
+    found = [slope(hours, 900 + 50 * hours + draw.normal(0, 20, 3600)) for _ in range(200)]
+    slopes, errors = np.array(found).T
+    assert slopes.mean() == pytest.approx(50, abs=0.3) and errors.mean() == pytest.approx(slopes.std(), rel=0.15)
+
+
+@pytest.mark.slow
+def test_nothing_grows_and_nothing_is_left(tmp_path, request):
+    minutes = request.config.getoption("--soak_minutes")
+    run_dir, temporary = tmp_path / "saved" / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    line = f"{MODELS} {RECIPE} {OFTEN} --save_dir {tmp_path / 'saved'} --output_dir {run_dir}"
+    with (tmp_path / "words").open("w") as words:
+        process = subprocess.Popen(
+            [sys.executable, "train_text_diffusion.py", *line.split()],
+            cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)}, stdout=words, stderr=words,
+        )  # fmt: skip
+    try:
+        while len(list(run_dir.glob("evaluation/*/scores.json"))) < 2:  # the second one begins with all loaded
+            assert process.poll() is None, (tmp_path / "words").read_text()[-2000:]
+            time.sleep(EVERY)
+        started, readings = time.monotonic(), []
+        while time.monotonic() - started < 60 * minutes:
+            assert process.poll() is None, (tmp_path / "words").read_text()[-2000:]
+            readings.append(Reading(*read(process.pid, started, tmp_path / "saved", temporary)))
+            time.sleep(EVERY)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 75
+    finally:
+        process.kill()
+        process.wait()
+    series = {name: np.array(values) for name, values in zip(Reading._fields, zip(*readings, strict=True), strict=True)}
+    (tmp_path / "readings.csv").write_text("\n".join(",".join(map(str, row)) for row in [Reading._fields, *readings]))
+    warm = series["hours"] > WARM_UP * minutes / 60
+    growth, error = slope(series["hours"][warm], series["megabytes"][warm])
+    evaluations = len(list(run_dir.glob("evaluation/*/scores.json")))
+    step = checkpoint.step_of(checkpoint.find_checkpoint(run_dir))
+    print(f"{minutes:g} minutes: {step} steps, {evaluations} evaluations, as many checkpoints; {tmp_path}/readings.csv")
+    print(f"memory {series['megabytes'][warm].mean():.0f} MB, slope {growth:.1f} +- {error:.1f} MB an hour after warm-up")
+    for name in ("files", "threads", "children", "temporary"):
+        first, last = (part.min() for part in np.array_split(series[name], 2))
+        print(f"{name}: at least {first} in the first half, {last} in the second; at most {series[name].max()}")
+        assert last <= first, name
+    assert series["children"].max() == 0
+    assert growth - 2 * error < MOST_GROWTH
+    assert not list(temporary.rglob("*")) and not list((tmp_path / "saved").rglob(".*"))
+    assert len(checkpoint.checkpoints(run_dir)) == 2
