@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from latent_models.strict_json import parse
 
 
 class ModelError(Exception):
@@ -20,6 +23,16 @@ class ModelError(Exception):
 def first_line(error: Exception) -> str:
     """What an error of a library says first, or its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reason(folder: Path, error: Exception) -> str:
+    """Why a model folder does not load: its first JSON file that is none, else what the library says first."""
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            return f"{path.relative_to(folder)}: {first_line(fault)}"
+    return first_line(error)
 
 
 def check_complete(folder: Path, told: dict[str, Any]) -> None:
@@ -32,6 +45,12 @@ def check_complete(folder: Path, told: dict[str, Any]) -> None:
             f"{folder}: {len(absent)} weights of the model are not in its files (first: {absent[0]}); expected a "
             "complete model: cache it again"
         )
+
+
+def check_words(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError for a tokenizer of special tokens alone, as transformers makes where its files are gone."""
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise ModelError(f"{folder}: its tokenizer has no words; expected its tokenizer.json: cache the model again")
 
 
 @dataclass(frozen=True)

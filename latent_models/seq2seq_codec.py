@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from latent_models.codec import Encoded, ModelError, check_complete, first_line
+from latent_models.codec import Encoded, ModelError, check_complete, check_words, reason
 from latent_models.readers import detokenise
 
 LatentDtype = Literal["float32", "bf16"]
@@ -60,6 +60,7 @@ class CodecOptions:
 # The two ways to decode of the reference system; what they leave open, the model's own generation settings decide.
 LIMITS = {"min_length": 5, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "do_sample": False}
 NUCLEUS = 0.95
+TRIED = 6  # tokens that a model has to write when it is loaded: one more than `min_length`
 DECODING: dict[str, dict[str, Any]] = {"beam": {"num_beams": 4, **LIMITS}, "nucleus": {"num_beams": 1, **LIMITS}}
 
 
@@ -112,16 +113,21 @@ class Seq2SeqCodec:
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **outline, **on_disk
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
+            check_complete(folder, told)
+            check_words(folder, tokenizer)
+            if not outline:
+                _try(model, tokenizer)
+            digests = _digests(folder)
+        except ModelError:
+            raise
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
             raise ModelError(
-                f"{folder}: cannot be used as encoder-decoder ({first_line(error)}); expected a BART-like model saved "
-                "as safetensors with its tokenizer"
+                f"{folder}: cannot be used as encoder-decoder ({reason(folder, error)}); expected a BART-like model "
+                "saved as safetensors with its tokenizer"
             ) from error
-        check_complete(folder, told)
         positions = getattr(model.config, "max_position_embeddings", max_length)
         if max_length > positions:
             raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
-        digests = _digests(folder)
         return cls(model.to(device), tokenizer, max_length, _fingerprint(digests, max_length), _identity(digests))
 
     @property
@@ -181,6 +187,16 @@ def token_accuracy(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], dec
     wanted, got = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (texts, decoded))
     hits = sum(a == b for w, g in zip(wanted, got, strict=True) for a, b in zip(w, g, strict=False))
     return hits / sum(map(len, wanted))
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reads and writes a short text: what cannot work, in settings or weights, is found now, not after days."""
+    ids = tokenizer(["a"], return_tensors="pt").input_ids
+    read = model.get_encoder()(ids)
+    if not read.last_hidden_state.isfinite().all():
+        raise ValueError("it reads a text as NaN or infinity")
+    model.generate(encoder_outputs=read, max_length=TRIED, **DECODING["beam"])
 
 
 READ_TO_ENCODE = (".safetensors", ".json", ".txt", ".model", ".spm")  # weights, settings, vocabularies

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from latent_models.codec import MODELS_DIR, Encoded, ModelError, find_model, first_line
+from latent_models.codec import MODELS_DIR, Encoded, ModelError, check_words, find_model, reason
 from latent_models.readers import detokenise
 
 MASK = "[MASK]"
@@ -100,11 +100,14 @@ class TokenCodec:
         """The codec of a cached tokenizer, or of one that `save` wrote; raises ModelError."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            check_words(folder, tokenizer)
+            return cls(tokenizer, max_length, add_eos)
+        except ModelError:
+            raise
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
             raise ModelError(
-                f"{folder}: no tokenizer ({first_line(error)}); expected a tokenizer.json with its config"
+                f"{folder}: no tokenizer ({reason(folder, error)}); expected a tokenizer.json with its config"
             ) from error
-        return cls(tokenizer, max_length, add_eos)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files; ModelError where the disk does not take them."""

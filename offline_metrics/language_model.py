@@ -5,6 +5,7 @@ Legend: B batch, L positions, D feature width, V vocabulary, N texts.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from offline_metrics.errors import MetricError
 
@@ -52,6 +53,7 @@ class LanguageModel:
         self.device = torch.device(device)
         self.fingerprint = _fingerprint(self.path, self.device, dtype)
         self.tokenizer = _loaded(self.path, lambda: AutoTokenizer.from_pretrained(self.path, **ON_DISK_ONLY))
+        _check_words(self.path, self.tokenizer)
         model, report = _loaded(
             self.path,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -66,6 +68,7 @@ class LanguageModel:
             )
         self.model = model.to(self.device).eval()
         self.positions: int | None = getattr(model.config, "max_position_embeddings", None)
+        _loaded(self.path, lambda: _try(self))
 
     @property
     def bos_id(self) -> int:
@@ -152,6 +155,8 @@ class SentenceModel:
                 model_kwargs={"use_safetensors": True},
             ),
         )
+        _check_words(self.path, self.model.tokenizer)
+        _loaded(self.path, lambda: _try(self))
 
     def features(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Sentence embeddings [N, D] float32."""
@@ -185,13 +190,42 @@ def _fingerprint(folder: Path, device: torch.device, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
+def _check_words(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises MetricError for a tokenizer of special tokens alone, as transformers makes where its files are gone."""
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise MetricError(f"{path}: its tokenizer has no words; expected its tokenizer.json: cache the model again")
+
+
 def _loaded(path: Path, load: Callable[[], Loaded]) -> Loaded:
     """Turn what a library raises on a damaged or foreign folder into one line."""
     try:
         return load()
+    except MetricError:
+        raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MetricError(f"{path}: cannot load the model: {reason}") from error
+        raise MetricError(
+            f"{path}: cannot load the model: {_reason(path, error)}; expected a whole model, cache it again"
+        ) from error
+
+
+def _try(model: FeatureModel) -> None:
+    """Reads a text, so that settings and weights that cannot work are found now and not in the middle of a job."""
+    if not np.isfinite(model.features(["a"], 1)).all():
+        raise ValueError("it reads a text as NaN or infinity")
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    """The first JSON file of the folder that is none, else what the library says first."""
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as fault:
+            return f"{path.relative_to(folder)}: {_first_line(fault)}"
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _by_length(items: list, batch_size: int, length: Callable) -> Iterator[list]:

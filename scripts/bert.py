@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
 from diffusion.bert_denoiser import BertDenoiser
 from diffusion.process import Process
-from latent_models.codec import ModelError, check_complete, first_line
+from latent_models.codec import ModelError, check_complete, reason
 from latent_models.token_codec import TokenCodec
 
 
@@ -19,9 +20,11 @@ def load_bert(folder: Path, codec: TokenCodec, process: Process, time_input: str
         model, told = AutoModelForMaskedLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
+        with torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.long))  # settings that cannot work are found now
     except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
         raise ModelError(
-            f"{folder}: no masked language model ({first_line(error)}); expected a BERT with safetensors"
+            f"{folder}: no masked language model ({reason(folder, error)}); expected a BERT with safetensors"
         ) from error
     check_complete(folder, told)
     if model.config.model_type not in ("bert", "roberta"):

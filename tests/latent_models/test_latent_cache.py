@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_models import seq2seq_codec
 from latent_models.codec import ModelError, find_model
-from latent_models.latent_cache import encoded
+from latent_models.latent_cache import cache_folder, encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 
@@ -239,7 +239,8 @@ def test_the_key_changes_with_max_length_and_the_libraries(codec, folder, monkey
 def test_the_key_does_not_change_with_what_only_decoding_reads(codec, folder, tmp_path):
     copy = copied(folder, tmp_path / "copy")
     (copy / "README.md").write_text("another card")
-    (copy / "generation_config.json").write_text('{"num_beams": 2}')
+    settings = json.loads((copy / "generation_config.json").read_text())
+    (copy / "generation_config.json").write_text(json.dumps(settings | {"num_beams": 2}))
     assert Seq2SeqCodec.load(copy, max_length=32).fingerprint == codec.fingerprint
 
 
@@ -406,3 +407,13 @@ def test_a_damaged_cache_is_told_in_one_line(codec, tmp_path, kind):
     with pytest.raises(ModelError, match=re.escape(str(place)) + ".*damaged.*delete the folder") as error:
         encoded(codec, TEXTS, tmp_path, "train")
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_folder_is_told_before_anything_is_encoded(codec, tmp_path):
+    place = cache_folder(codec, TEXTS, tmp_path, "train", "float32")
+    for put in (place.touch, lambda: place.symlink_to(tmp_path / "gone")):
+        put()
+        with pytest.raises(ModelError, match=re.escape(str(place)) + ": not a folder; expected .*move it away"):
+            encoded(codec, TEXTS, tmp_path, "train")
+        assert list(tmp_path.iterdir()) == [place]
+        place.unlink()

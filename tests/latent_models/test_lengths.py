@@ -81,6 +81,10 @@ DAMAGE = {
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:30]),
     "other content": lambda path: save_file({"weights": torch.zeros(2)}, path),
     "more content": lambda path: save_file({"length_counts": torch.ones(2), "weights": torch.zeros(2)}, path),
+    "negative counts": lambda path: save_file({"length_counts": torch.tensor([3, -1])}, path),
+    "nothing counted": lambda path: save_file({"length_counts": torch.zeros(3, dtype=torch.int64)}, path),
+    "other numbers": lambda path: save_file({"length_counts": torch.ones(3)}, path),
+    "a table": lambda path: save_file({"length_counts": torch.ones(3, 3, dtype=torch.int64)}, path),
 }
 
 

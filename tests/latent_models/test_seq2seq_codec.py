@@ -1,12 +1,15 @@
 """The codec against the reference system's figures, and its own promises."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from latent_models.codec import ModelError, find_model, find_models
+from latent_models.codec import MODELS_DIR, ModelError, find_model, find_models
 from latent_models.seq2seq_codec import Seq2SeqCodec
 
 
@@ -96,6 +99,32 @@ def test_a_model_of_two_names_is_found_by_either(tmp_path, monkeypatch, name):
     (tmp_path / "gpt2-large").mkdir()
     (tmp_path / "gpt2-large" / "config.json").write_text("{}")
     assert find_models(name, models_dir=tmp_path) == [tmp_path / "gpt2-large"]
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        Seq2SeqCodec.load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_model_whose_files_lack_something_is_refused(tmp_path):
+    """transformers would draw the weights at random and read every text as an empty one."""
+    folder = Path(shutil.copytree(MODELS_DIR / "bart-demo", tmp_path / "own"))
+    whole = load_file(folder / "model.safetensors")
+    weights = {name: tensor for name, tensor in whole.items() if "encoder.layers.0.fc1.weight" not in name}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "1 weights of the model are not in its files (first: model.encoder.layers.0.fc1.weight)" in refusal(folder)
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    words = folder / "tokenizer.json"
+    content = words.read_text()
+    words.unlink()
+    assert "its tokenizer has no words; expected its tokenizer.json" in refusal(folder)
+    words.write_text(content[:1000])
+    assert "(tokenizer.json: " in refusal(folder)
+    words.unlink()
+    words.mkdir()
+    assert "tokenizer.json" in refusal(folder)
 
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):

@@ -120,10 +120,16 @@ def test_the_file_is_that_of_earlier_runs(states, tmp_path):
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
 
 
+GOOD = {"mean": torch.zeros(2), "scale": torch.tensor(1.0), "length_counts": torch.tensor([0, 3])}
 DAMAGE = {
     "missing": lambda path: path.unlink(),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:50]),
     "other content": lambda path: save_file({"weights": torch.zeros(2)}, path),
+    "a mean that is no number": lambda path: save_file({**GOOD, "mean": torch.tensor([torch.nan, 1.0])}, path),
+    "a scale below zero": lambda path: save_file({**GOOD, "scale": torch.tensor(-1.0)}, path),
+    "another width": lambda path: save_file({**GOOD, "scale": torch.ones(3)}, path),
+    "a table": lambda path: save_file({**GOOD, "mean": torch.ones(2, 2)}, path),
+    "counts that are none": lambda path: save_file({**GOOD, "length_counts": torch.ones(2)}, path),
 }
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from latent_models import token_codec
-from latent_models.codec import ModelError, find_model
+from latent_models.codec import MODELS_DIR, ModelError, find_model
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.token_codec import TokenCodec, character_tokenizer, find_tokenizer, word_counts
 
@@ -93,6 +93,18 @@ def test_a_folder_without_tokenizer_is_told_in_one_line(tmp_path):
     with pytest.raises(ModelError, match="expected a tokenizer.json") as error:
         TokenCodec.load(tmp_path)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_tokenizer_that_contradicts_itself_is_told_in_one_line(tmp_path):
+    """A merge of a token that the vocabulary lacks: found when the tokenizer is copied, by an error of no own kind."""
+    folder = Path(shutil.copytree(MODELS_DIR / "bart-demo", tmp_path / "own"))
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"][0] = ["t", "absent"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="no tokenizer .*out of vocabulary.*; expected") as error:
+        TokenCodec.load(folder)
+    assert str(folder) in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_an_own_tokenizers_file_is_found_and_used(tmp_path):

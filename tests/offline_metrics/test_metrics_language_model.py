@@ -1,5 +1,6 @@
 """The models behind perplexity and MAUVE, checked against a token-by-token computation and mauve-text's own reader."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_folders_that_are_no_complete_model_are_refused_in_one_line(gpt2_folder,
     broken = shutil.copytree(gpt2_folder, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not weights")
     assert "cannot load" in refusal(broken)
+    wordless = shutil.copytree(gpt2_folder, tmp_path / "wordless", ignore=shutil.ignore_patterns("tokenizer.json"))
+    settings = json.loads((wordless / "tokenizer_config.json").read_text())
+    (wordless / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "GPT2Tokenizer"}))
+    assert "its tokenizer has no words" in refusal(wordless)
+    (wordless / "tokenizer.json").write_text('{"version": ')
+    assert "cannot load the model: tokenizer.json: Expecting value" in refusal(wordless)
     encoder = tmp_path / "bert"
     shutil.copytree(gpt2_folder, encoder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     BertModel(tiny_bert_config(50)).save_pretrained(encoder)
