@@ -63,8 +63,12 @@ class ResultStore:
         if hashlib.sha256(arrays).digest() != digest:
             self.note(f"{path}: damaged; made anew")
             return None
-        with np.load(BytesIO(arrays), allow_pickle=False) as file:
-            return dict(file)
+        try:
+            with np.load(BytesIO(arrays), allow_pickle=False) as file:
+                return dict(file)
+        except Exception:  # whatever a foreign file makes numpy raise, such as an array that would have to be unpickled
+            self.note(f"{path}: not written by this program; made anew")
+            return None
 
     def _write(self, path: Path, arrays: Arrays) -> None:
         content = BytesIO()

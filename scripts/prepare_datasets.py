@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from latent_models.readers import Example, fault
 from scripts.console import note
 from scripts.errors import PlainParser, UsageError, run
 from scripts.fetching.checksums import write_record
-from scripts.fetching.download import download
+from scripts.fetching.download import download, without_secrets
 
 Parts = Sequence[list[Example]]  # of the splits, in this order:
 SPLITS = ("train", "valid", "test")
@@ -69,7 +70,7 @@ def prepare(name: str, sources: Sequence[str], data_dir: Path) -> None:
             for file in names:
                 shutil.copyfile(folder / file, made / file)
         record = {
-            "from": list(sources),
+            "from": [each if Path(each).is_dir() else without_secrets(each) for each in sources],
             "source_files": sums(folder, names),
             "splits": dict(zip(SPLITS, _counts(parts), strict=True)),
             "files": sums(made, os.listdir(made)),
@@ -82,18 +83,27 @@ def prepare(name: str, sources: Sequence[str], data_dir: Path) -> None:
 
 
 def _fetched(name: str, urls: Sequence[str], folder: Path) -> dict[str, str]:
-    """Fetches the files at `urls`, or the official ones below them; file name -> its URL."""
+    """Fetches the files at `urls`, or the official ones below them; file name -> its address, secrets left out."""
     origins = {}
     for url in urls:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise UsageError(f"--from {url}: no such folder; expected one, or the http(s) addresses of one or of files")
-        one_file = urlsplit(url).path.endswith(".csv")
-        for each in [url] if one_file else [f"{url.rstrip('/')}/{quote(file)}" for file in OFFICIAL_NAMES[name]]:
-            file = PurePosixPath(unquote(urlsplit(each).path)).name
+        path = _path(url)
+        for each in [url] if path.endswith(".csv") else [f"{url.rstrip('/')}/{quote(n)}" for n in OFFICIAL_NAMES[name]]:
+            file = PurePosixPath(_path(each)).name
+            origins[file] = without_secrets(each)
             with (folder / file).open("ab") as target:
-                download(each, each, target)
-            origins[file] = each
+                download(origins[file], each, target)
     return origins
+
+
+def _path(url: str) -> str:
+    """The path of an address as the server has it; raises UsageError for what is no address."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and "\0" not in (path := unquote(parts.path)):
+            return path
+    raise UsageError(
+        f"--from {without_secrets(url)}: no such folder; expected one, or the http(s) addresses of one or of files"
+    )
 
 
 def _read(name: str, folder: Path) -> tuple[list[str], Parts]:

@@ -5,6 +5,7 @@ A connection that is silent for HF_HUB_DOWNLOAD_TIMEOUT seconds (10) is opened a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -30,6 +31,12 @@ def download(
             headers={**(headers or {}), "Accept-Encoding": "identity"},  # else sizes are those of what is compressed
             displayed_filename=what,
         )
+
+
+def without_secrets(url: str) -> str:
+    """An address as it may be shown and kept: without user, password and query, which may hold a key."""
+    scheme, slashes, rest = url.partition("://")
+    return scheme + slashes + re.split("[?#]", rest.rpartition("@")[2])[0]
 
 
 @contextmanager

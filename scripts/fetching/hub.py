@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from diffusion.training.files import sha256
 from scripts.errors import UsageError
-from scripts.fetching.download import download, told
+from scripts.fetching.download import download, told, without_secrets
 
 # Configuration, tokenizer and safetensors; never code, or the same weights for other frameworks.
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -58,7 +58,8 @@ def find_repository(name: str, revision: str | None = None) -> Repository:
             timeout = constants.HF_HUB_ETAG_TIMEOUT
             info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=timeout)
         except (ValueError, TypeError, KeyError):  # the log-in page of a network, for one
-            raise UsageError(f"{name}: {constants.ENDPOINT} answers unlike a model hub; check HF_ENDPOINT") from None
+            hub = without_secrets(constants.ENDPOINT)
+            raise UsageError(f"{name}: {hub} answers unlike a model hub; check HF_ENDPOINT") from None
     files = {}
     for each in info.siblings or ():
         path, checksum = each.rfilename, each.lfs.sha256 if each.lfs else each.blob_id
