@@ -65,7 +65,7 @@ def cells(
 
 def markdown(lines: list[list[str]]) -> str:
     """A Markdown table of columns of equal width, the first to the left and the numbers to the right."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    lines = [[_one_cell(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     printed = [
         [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
@@ -73,6 +73,11 @@ def markdown(lines: list[list[str]]) -> str:
     ]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in [printed[0], rule, *printed[1:]])
+
+
+def _one_cell(text: str) -> str:
+    """Text that neither ends its cell nor its line."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:

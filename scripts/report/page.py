@@ -258,11 +258,12 @@ def _value(run: Run, key: str) -> object:
 
 
 def markdown(report: Report) -> str:
-    """The tables of the page, and what is missing."""
-    parts = [f"# {report.title}", _summary(report)]
+    """The tables of the page, and what is missing; names and messages make neither lines nor links nor images."""
+    parts = [f"# {one_line(report.title)}", _summary(report)]
     if any(setting.scored for setting in report.settings):
         lines, reasons = tables.score_cells(report.settings)
-        parts += [markdown_table(lines), tables.LEGEND, *(f"[{i}] {reason}" for i, reason in enumerate(reasons, 1))]
+        parts += [markdown_table(lines), tables.LEGEND]
+        parts += [f"[{i}] {one_line(reason)}" for i, reason in enumerate(reasons, 1)]
     comparisons, reasons = report.comparisons()
     if comparisons:
         parts += [
@@ -270,7 +271,13 @@ def markdown(report: Report) -> str:
             difference_legend(comparisons),
             markdown_table(tables.difference_cells(comparisons)),
         ]
-    parts += reasons
+    parts += map(one_line, reasons)
     if report.problems:
-        parts += ["## Missing or doubtful", "\n".join(f"- {what}: {message}" for what, message in report.problems)]
-    return html.escape(plain("\n\n".join(parts)), quote=False) + "\n"
+        told = (one_line(f"{what}: {message}") for what, message in report.problems)
+        parts += ["## Missing or doubtful", "\n".join(f"- {line}" for line in told)]
+    text = html.escape(plain("\n\n".join(parts)), quote=False) + "\n"
+    return text.replace("![", "!\\[").replace("](", "]\\(")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -132,7 +132,7 @@ def _read_metrics(run: Run) -> None:
     try:
         if path.exists() and not path.is_file():  # a named pipe would block for ever
             raise OSError(EINVAL, "not a file")
-        lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig", "replace").removesuffix("\n").split("\n")
     except OSError as error:
         run.problems.append(f"metrics.jsonl: {error.strerror}; there are no curves")
         return
