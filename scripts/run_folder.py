@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from latent_models.codec import first_line
 from offline_metrics.scores import Scores
 from scripts.errors import UsageError
 from scripts.reading import read_json
@@ -78,5 +79,5 @@ def parameters(checkpoint: Path) -> int:
         with safe_open(path, "pt") as tensors:
             shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys() if key.startswith("ema_model.")]
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); restore the run") from None
+        raise UsageError(f"{path}: cannot be read ({first_line(error)}); restore the run") from None
     return sum(map(prod, shapes))

@@ -39,6 +39,7 @@ from scripts.reading import read_lines
 
 EXPECTED = "a sweep file in TOML"
 MOST_RUNS = 10_000
+MOST_NAMED = 10  # choices that an error lists
 LONGEST_NAME = 255  # bytes, of any file system in use
 OWN = {"output_dir", "resume_dir", "milestone", "dry_run", *MODES}  # flags that the sweep sets itself
 KINDS = {f.name: get_type_hints(group)[f.name] for group in GROUPS for f in fields(group)}
@@ -220,4 +221,6 @@ def _excerpt(value: Any, width: int = 60) -> str:
 
 def _guess(key: str, known: Any) -> str:
     close = difflib.get_close_matches(key, known, 1)
-    return f"; did you mean {close[0]}?" if close else ", as --help lists them"
+    if close:
+        return f"; did you mean {close[0]}?"
+    return "; expected one that --help lists" if len(known) > MOST_NAMED else f"; expected {', '.join(sorted(known))}"
