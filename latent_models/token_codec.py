@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from latent_models.codec import MODELS_DIR, Encoded, ModelError, check_words, find_model, reason
+from latent_models.codec import MODELS_DIR, Encoded, ModelError, check_words, find_model, first_line, reason
 from latent_models.readers import detokenise
 
 MASK = "[MASK]"

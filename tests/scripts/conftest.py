@@ -199,3 +199,16 @@ def bert_dir(data_dir, tmp_path_factory) -> Path:
         torch.manual_seed(0)
         BertForMaskedLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sentence_folder(bert_dir, tmp_path_factory) -> Path:
+    """A sentence model: the tiny BERT and a pooling."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    folder = tmp_path_factory.mktemp("sentence") / "sentence"
+    transformer = modules.Transformer(str(bert_dir))
+    pooling = modules.Pooling(transformer.get_embedding_dimension())
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder))
+    return folder

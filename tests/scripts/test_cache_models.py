@@ -20,6 +20,7 @@ from diffusion.training.files import sha256
 from latent_models.codec import find_model
 from latent_models.seq2seq_codec import Seq2SeqCodec
 from scripts.cache_models import DEFAULTS, main
+from tests.scripts.hostile import Hostile
 from tests.scripts.hub import revision_of
 
 ROOT = Path(__file__).parents[2]
@@ -34,16 +35,6 @@ SAFE = {
     WEIGHTS: bytes(range(256)) * 40,
 }
 UNWANTED = {"README.md": b"# A card", "model.py": b"import os", "pytorch_model.bin": b"pickle", "onnx/a.json": b"{}"}
-
-
-class Hostile:
-    """Unpickled as a pickle may be, it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture

@@ -342,6 +342,22 @@ def test_a_wrong_value_in_args_json_is_told_in_one_line(saved_run, key, value):
     assert "expected" in message or "must be" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ('{"train_batch_size": 0}', "args.json: --train_batch_size 0: expected at least 1"),
+        ('{"learning_rate": NaN}', "args.json: cannot be read (NaN is no number"),
+        ('{"learning_rate": 1, "learning_rate": 2}', "args.json: cannot be read (the key 'learning_rate' twice"),
+        ('{"num_train_steps": 18446744073709551615}', "args.json: num_train_steps is 18446744073709551615; expected"),
+        ('{"data_dir": "a\\u0000b"}', "args.json: data_dir is"),
+        ("[" * 100_000, "args.json: cannot be read (nested too deeply)"),
+    ],
+)
+def test_args_json_holds_only_what_flags_could_have_been(saved_run, content, wanted):
+    (saved_run / "args.json").write_text(content)
+    assert wanted in one_line(f"--resume_training --resume_dir {saved_run}")
+
+
 def test_a_whole_number_is_a_number(saved_run):
     saved = json.loads((saved_run / "args.json").read_text())
     (saved_run / "args.json").write_text(json.dumps(saved | {"ddim_sampling_eta": 0, "tan_d": 9, "wandb_name": None}))

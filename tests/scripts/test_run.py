@@ -302,6 +302,17 @@ def test_resuming_with_a_codec_of_another_width_changes_nothing(plain, call, tmp
     assert (run_dir / "args.json").read_bytes() == before
 
 
+def test_a_bit_that_flips_in_the_statistics_is_told(plain, call, tmp_path):
+    run_dir = copied(plain[0], tmp_path)
+    path = run_dir / "latent_statistics.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for mode in ("gen_data", "resume_training"):
+        outcome = call(main, f"--{mode} --resume_dir {run_dir}")
+        assert outcome.status == 2 and f"{path}: SHA-256 is not" in outcome.errors[0]
+
+
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(plain, call, tmp_path, rows_of):
     """The damaged one is named and kept, its rows are taken back, and the end is that of the run it never had."""
     run_dir = copied(plain[0], tmp_path)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts import step_curves
-from scripts.errors import USER_ERRORS
+from scripts.errors import USER_ERRORS, UsageError
 
 RUN = "pre_trained_models/diffusion-demo"
 METRICS = "--perplexity_model gpt2-demo --mauve_model gpt2-demo"
@@ -51,6 +51,9 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
     made.clear()
     call("--cells ddim:3 --seeds 1 --ddim_sampling_eta 0")  # not what was scored under this name
     assert len(made) == 1
+    (folder / "ddim_3" / "seed_1" / "cell.json").write_text('{"asked": ')
+    with pytest.raises(UsageError, match="cell.json: cannot be read"):
+        call("--cells ddim:3 --seeds 1")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,10 @@ def test_a_file_without_a_grid_is_one_run(write):
         "[eval_test]\nnum_samples = 0": "--num_samples 0: expected at least 1",
         "[ppl_eval]": "--ppl_eval needs a method on tokens",
         "[grid\n": "own.toml: cannot be read .*expected a sweep file in TOML",
+        f"[grid]\nrandom_seed = {'[' * 9000}": "own.toml: cannot be read .*recursion",
+        f"[grid]\nrandom_seed = [0x{'f' * 5000}]": r"\[grid\] random_seed: a number that cannot be held; expected",
+        "[grid]\nlearning_rate = [18446744073709551616]": r"\[grid\] learning_rate: 18446744073709551616; expected a",
+        "[grid]\nwandb_name = ['a', \"b\\u0000\"]": r"\[grid\] wandb_name: 'b\\x00'; expected a string",
     }.items(),
 )
 def test_a_wrong_file_is_told_in_one_line_that_names_it_and_the_key(write, complaint, text, wanted, tmp_path):
