@@ -21,5 +21,5 @@ def note(message: str) -> None:
 
 
 def say(text: str) -> None:
-    """A result for the person at the terminal, texts of models and names among it."""
-    print(shown(text), flush=True)
+    """A result on standard output, texts of models among it: as it is, but for what a terminal would obey."""
+    print(shown(text) if sys.stdout.isatty() else text, flush=True)

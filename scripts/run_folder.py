@@ -14,7 +14,7 @@ from offline_metrics.scores import Scores
 from scripts.errors import UsageError
 from scripts.reading import read_json
 
-WRITTEN = "what an evaluation writes: evaluate the run again"
+WRITTEN = "what an evaluation writes: remove it and evaluate again"
 
 # What a comparison shows of a run, where it was measured.
 COLUMNS = (

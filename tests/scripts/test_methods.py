@@ -90,7 +90,7 @@ def padded(rows):
 def test_a_run_folder_holds_what_a_run_needs(run_dir):
     assert {path.name for path in run_dir.iterdir()} == {
         "args.json", "tokenizer", "length_counts.safetensors", "token_counts.safetensors", "metrics.jsonl",
-        "checkpoints", "evaluation",
+        "checkpoints", "evaluation", "space.json",
     }  # fmt: skip
     assert not list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.pkl"))
 

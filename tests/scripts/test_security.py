@@ -1,5 +1,6 @@
 """What a stranger's file might do and cannot: run code, reach out of its folder, steer the terminal, learn a secret."""
 
+import io
 import json
 import pickle
 import shutil
@@ -295,10 +296,16 @@ def test_what_is_said_cannot_control_the_terminal(capsys, complaint, tmp_path):
     assert "\x1b" not in message and "\\x1b[31mnowhere" in message
 
 
-def test_a_sampled_text_cannot_control_the_terminal(call, monkeypatch):
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_a_sampled_text_cannot_control_the_terminal(monkeypatch, on_a_terminal):
+    """In a file it stays as it is."""
+    out = io.StringIO()
+    out.isatty = lambda: on_a_terminal
     monkeypatch.setattr(Seq2SeqCodec, "decode", lambda self, x0, *args: [f"a{ESCAPES}b"] * len(x0))
-    out = call(sample.main, f"--resume_dir {RUN} --num_samples 1 --sampling_timesteps 2").out
-    assert out == "a\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202etxt\\rb\n"
+    monkeypatch.setattr("sys.argv", f"sample --resume_dir {RUN} --num_samples 1 --sampling_timesteps 2".split())
+    monkeypatch.setattr("sys.stdout", out)
+    sample.main()
+    assert out.getvalue() == (f"a{shown(ESCAPES)}b\n" if on_a_terminal else f"a{ESCAPES}b\n")
 
 
 # Secrets
