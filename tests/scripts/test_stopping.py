@@ -172,7 +172,7 @@ def test_in_a_training_step_and_resumed(job, call, tmp_path, rows_of, data_dir, 
 def test_in_the_midst_of_writing_a_checkpoint(job, tmp_path, data_dir, number, status):
     line = f"{TRAIN} --data_dir {data_dir} --save_dir {tmp_path} --output_dir {tmp_path / 'run'}"
     saving = job(TRAINING, f"{line} --method mdlm --save_and_sample_every 2", slow_disk=True)
-    saving.wait_for(lambda: list((tmp_path / "run").glob("checkpoints/.*")))
+    saving.wait_for(lambda: list((tmp_path / "run").glob("checkpoints/.step_00000002.*")))
     ended_well(saving, number, status, "checkpoint")
     assert checkpoint.load(checkpoint.find_checkpoint(tmp_path / "run", 2), "model", "ema", "optimizer", "random")
 
