@@ -22,8 +22,8 @@ OFTEN = "--num_train_steps 1000000 --save_and_sample_every 10 --log_every 5 --nu
 WARM_UP = 1 / 3  # of the time: caches fill, and the allocator meets every shape
 MOST_GROWTH = 20.0  # MB an hour beyond twice the error of the slope, at more evaluations than a usual week has
 EVERY = 1.0  # seconds between readings
-# glibc keeps much of what is freed, in pieces between others, and ever more for some time: some 250 MB of the demo's 750,
-# of which none is in use. Larger pieces get pages of their own, which go back at once, so that what grows is in use.
+# glibc keeps much of what is freed, in pieces between others, and ever more for some time: some 250 MB of the demo's
+# 750, of which none is in use. Larger pieces get pages of their own, which go back at once: what grows is in use.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
