@@ -22,8 +22,8 @@ OFTEN = "--num_train_steps 1000000 --save_and_sample_every 10 --log_every 5 --nu
 WARM_UP = 1 / 3  # of the time: caches fill, and the allocator meets every shape
 MOST_GROWTH = 20.0  # MB an hour beyond twice the error of the slope, at more evaluations than a usual week has
 EVERY = 1.0  # seconds between readings
-# glibc keeps much of what is freed, in pieces between others, and ever more for some time: some 250 MB of the demo's
-# 750, of which none is in use. Larger pieces get pages of their own, which go back at once: what grows is in use.
+# glibc keeps much of what is freed, and more for some time: some 250 MB of the demo's 750. With these settings pieces
+# of 64 kB and more have pages of their own, which go back at once, so that what grows is in use.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -51,8 +51,9 @@ def read(process: int, started: float, written: Path, temporary: Path) -> Readin
 
 
 def slope(hours: np.ndarray, megabytes: np.ndarray) -> tuple[float, float]:
-    """Least squares, in MB an hour, and its standard error, over ten means: readings in a row are alike."""
-    x, y = (np.array([part.mean() for part in np.array_split(values, 10)]) for values in (hours, megabytes))
+    """Least squares, in MB an hour, and its standard error, over the least of each tenth: the rest comes and goes."""
+    x = np.array([part.mean() for part in np.array_split(hours, 10)])
+    y = np.array([part.min() for part in np.array_split(megabytes, 10)])
     x = x - x.mean()
     found = (x * y).sum() / (x * x).sum()
     residual = y - y.mean() - found * x
@@ -64,7 +65,7 @@ def test_the_slope_is_found_with_its_error():
     hours = np.linspace(0, 1, 3600)
     found = [slope(hours, 900 + 50 * hours + draw.normal(0, 20, 3600)) for _ in range(200)]
     slopes, errors = np.array(found).T
-    assert slopes.mean() == pytest.approx(50, abs=0.3) and errors.mean() == pytest.approx(slopes.std(), rel=0.15)
+    assert slopes.mean() == pytest.approx(50, abs=2) and errors.mean() == pytest.approx(slopes.std(), rel=0.15)
 
 
 @pytest.mark.slow
@@ -99,8 +100,11 @@ def test_nothing_grows_and_nothing_is_left(tmp_path, request):
     evaluations = len(list(run_dir.glob("evaluation/*/scores.json")))
     step = checkpoint.step_of(checkpoint.find_checkpoint(run_dir))
     print(f"{minutes:g} minutes: {step} steps, {evaluations} evaluations, as many checkpoints; {tmp_path}/readings.csv")
-    own, mapped = (series[name][warm].mean() for name in ("megabytes", "mapped"))
-    print(f"memory {own:.0f} MB and {mapped:.0f} mapped; the former grows by {growth:.1f} +- {error:.1f} MB an hour")
+    own, mapped = series["megabytes"][warm], series["mapped"][warm].max()
+    print(
+        f"memory {own.min():.0f} to {own.max():.0f} MB and {mapped:.0f} mapped; the least grows by {growth:.1f} +- "
+        f"{error:.1f} MB an hour"
+    )
     for name in ("files", "threads", "children", "temporary"):
         first, last = (part.min() for part in np.array_split(series[name], 2))
         print(f"{name}: at least {first} in the first half, {last} in the second; at most {series[name].max()}")
