@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from diffusion.training import checkpoint
-from latent_models.codec import ModelError, find_model, first_line
+from latent_models.codec import ModelError, check_complete, find_model, reason
 from latent_models.corpora import Corpus, load_corpus
 from latent_models.token_codec import find_tokenizer
 from scripts.console import note
@@ -169,14 +169,13 @@ def open_reader(folder: Path) -> nn.Module:
         place = folder / json.loads(modules.read_bytes())[0]["path"] if modules.is_file() else folder
         kind = AutoModel if modules.is_file() else AutoModelForCausalLM
         AutoTokenizer.from_pretrained(place, **on_disk)
-        model, report = kind.from_pretrained(
+        model, told = kind.from_pretrained(
             place, device_map="meta", use_safetensors=True, output_loading_info=True, **on_disk
         )
     except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-        raise ModelError(f"{folder}: cannot load the model: {first_line(error)}; cache it again") from error
-    absent = sorted({*report["missing_keys"], *report["mismatched_keys"]})
-    if absent and not modules.is_file():
-        raise ModelError(f"{folder}: {len(absent)} weights are not there (first: {absent[0]}); cache the model again")
+        raise ModelError(f"{folder}: cannot load the model: {reason(folder, error)}; cache it again") from error
+    if not modules.is_file():
+        check_complete(folder, told)
     return model
 
 

@@ -6,7 +6,7 @@ Whatever is missing or wrong is told at once, one line each; else a short table 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +63,9 @@ def dry_run(options: Options, problems: list[str]) -> None:
     print("\n".join(f"{name:<{width}}  {what}" for name, what in findings.rows.items()), flush=True)
 
 
-def look(options: Options, problems: list[str]) -> Findings:
-    """All that can be said of a job before it starts."""
-    findings, inputs = Findings(list(dict.fromkeys(problems))), Inputs(options)
+def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.Module] | None = None) -> Findings:
+    """All that can be said of a job before it starts; `readers` are kept for the next one."""
+    findings, inputs = Findings(list(dict.fromkeys(problems))), Inputs(options, {} if readers is None else readers)
     for each in checks(inputs):
         findings.of(each)
     codec = findings.of(lambda: _codec(options)) if "enc_dec_model" in needed_models(options) else None
@@ -97,8 +97,6 @@ def look(options: Options, problems: list[str]) -> Findings:
 def _codec(options: Options) -> Seq2SeqCodec:
     """The encoder-decoder without its weights: of their files the headers are read."""
     return Seq2SeqCodec.load(find_model(options.codec.enc_dec_model), options.codec.max_length, "meta")
-
-
 
 
 def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:

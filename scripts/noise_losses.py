@@ -10,12 +10,12 @@ evaluation/noise_losses_step_*/losses.json, which are not measured again.
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,10 +26,10 @@ from scripts.build import System, load_system
 from scripts.console import note
 from scripts.errors import PlainParser, UsageError, run
 from scripts.options import Options
-from scripts.report.__main__ import found_in
 from scripts.report.curves import ONE_LOSS
-from scripts.report.runs import Run, read_run
+from scripts.report.runs import Run, found_in, read_run
 from scripts.report.settings import Setting, most_usual, paired, settings_of
+from scripts.run_folder import read
 
 SEED = 42
 
@@ -65,14 +65,20 @@ def losses_of(run_dir: Path, count: int) -> list[float]:
     step = checkpoint.step_of(checkpoint.find_checkpoint(run_dir))
     place = run_dir / "evaluation" / f"noise_losses_step_{step:08d}" / "losses.json"
     if place.is_file():
-        found = json.loads(place.read_text(encoding="utf-8"))
-        if len(found["losses"]) == count:
-            return found["losses"]
+        found = read(place, _losses)
+        if len(found) == count:
+            return found
     note(str(run_dir))
     system, _ = load_system(Options.from_argv(["--eval_test", "--resume_dir", str(run_dir)]))
     losses = band_losses(system, count)
     report.write_json(place, {"losses": losses})
     return losses
+
+
+def _losses(found: Any) -> list[float]:
+    if any(type(loss) is not float for loss in found["losses"]):
+        raise TypeError(f"{found['losses']!r} are no losses")
+    return found["losses"]
 
 
 def tables(settings: Sequence[Setting], losses: dict[Path, list[float]]) -> str:

@@ -28,6 +28,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+from torch import nn
+
 from diffusion.training import checkpoint
 from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
 from scripts.console import note
@@ -189,12 +191,11 @@ def choose(runs: list[Run], share: str | None, task: int | None) -> list[Run]:
 
 def dry_run(sweep: Sweep, runs: list[Run]) -> None:
     """Raises Problems with all that is wrong with any of the runs, each once; else prints what the first will take."""
-    problems: dict[str, None] = {}
-    for each in runs:
-        problems |= dict.fromkeys(look(each.options, []).problems)
-    if problems:
+    readers: dict[Path, nn.Module] = {}
+    findings = [look(each.options, readers=readers) for each in runs]
+    if problems := dict.fromkeys(problem for each in findings for problem in each.problems):
         raise Problems(list(problems))
-    rows = {"runs": f"{len(runs)} under {sweep.output_dir}", **look(runs[0].options, []).rows}
+    rows = {"runs": f"{len(runs)} under {sweep.output_dir}", **findings[0].rows}
     print("\n".join(f"{name:<10}  {what}" for name, what in rows.items()), flush=True)
 
 

@@ -9,7 +9,6 @@ them. What a run lacks is told on the page and on standard error.
 from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
-from collections import Counter
 from pathlib import Path
 
 from diffusion.training.files import write_text
@@ -18,32 +17,10 @@ from scripts.console import note
 from scripts.errors import USER_ERRORS, PlainParser, UsageError, run
 from scripts.report.film import Frame, film_strips
 from scripts.report.page import Report, markdown, page
-from scripts.report.runs import find_runs, read_run
+from scripts.report.runs import found_in, read_run
 from scripts.report.settings import Setting, doubts, settings_of
 
 OF_SEVERAL = Path("saved_models/report")
-
-
-def found_in(places: list[Path]) -> tuple[dict[Path, str], list[tuple[str, str]]]:
-    """The runs in all places, each once, with their titles; and complaints about places without one.
-
-    A run is called by its path from the place given. Raises UsageError where there is no run at all.
-    """
-    titles: dict[Path, str] = {}
-    empty = []
-    for place in places:
-        found = find_runs(place)
-        known = {path.resolve() for path in titles}
-        for path in found:
-            if path.resolve() not in known:
-                titles[path] = place.absolute().name if path == place else str(path.relative_to(place))
-        if not found:
-            empty.append((str(place), "holds no run" if place.is_dir() else "is no folder"))
-    if not titles:
-        what = "; ".join(f"{place} {message}" for place, message in empty)
-        raise UsageError(f"{what}; expected the folder of a run that train_text_diffusion.py wrote, or one of several")
-    count = Counter(titles.values())
-    return {path: title if count[title] == 1 else str(path) for path, title in titles.items()}, empty
 
 
 def films_of(settings: list[Setting], count: int) -> tuple[dict[str, list[list[Frame]]], list[tuple[str, str]]]:

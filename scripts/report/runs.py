@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from errno import EINVAL
@@ -90,6 +91,28 @@ def find_runs(place: Path) -> list[Path]:
         found += [Path(folder, name) for name in runs]
         names[:] = [name for name in names if name not in runs]
     return sorted(found, key=lambda path: _natural(str(path)))
+
+
+def found_in(places: list[Path]) -> tuple[dict[Path, str], list[tuple[str, str]]]:
+    """The runs in all places, each once, with their titles; and complaints about places without one.
+
+    A run is called by its path from the place given. Raises UsageError where there is no run at all.
+    """
+    titles: dict[Path, str] = {}
+    empty = []
+    for place in places:
+        found = find_runs(place)
+        known = {path.resolve() for path in titles}
+        for path in found:
+            if path.resolve() not in known:
+                titles[path] = place.absolute().name if path == place else str(path.relative_to(place))
+        if not found:
+            empty.append((str(place), "holds no run" if place.is_dir() else "is no folder"))
+    if not titles:
+        what = "; ".join(f"{place} {message}" for place, message in empty)
+        raise UsageError(f"{what}; expected the folder of a run that train_text_diffusion.py wrote, or one of several")
+    count = Counter(titles.values())
+    return {path: title if count[title] == 1 else str(path) for path, title in titles.items()}, empty
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -35,6 +35,20 @@ SMALL_RECIPE = (
     "--sampling_timesteps 3 --num_train_steps 4 --train_batch_size 16 --learning_rate 1e-2 --lr_warmup_steps 1 "
     "--save_and_sample_every 2 --log_every 1 --keep_checkpoints 0 --num_samples 4 --likelihood_draws 2"
 )
+SWEEP_HEAD = """
+output_dir = "{out}"
+[options]
+dataset_name = "plain"
+data_dir = "{data}"
+enc_dec_model = "bart-demo"
+perplexity_model = "gpt2-demo"
+mauve_model = "gpt2-demo"
+tx_dim = 64
+tx_depth = 1
+max_length = 24
+sampling_timesteps = 3
+num_samples = 4
+"""
 TRUNK = "--enc_dec_model bart-demo --tx_dim 64 --tx_depth 1"
 
 

@@ -77,7 +77,7 @@ def test_a_flag_that_cannot_be_read_is_told_alone(told):
     [
         ("bart-demo", "enc_dec_model", "cut", "cannot be used as encoder-decoder .*incomplete metadata"),
         ("gpt2-demo", "perplexity_model", "cut", "cannot load the model: .*incomplete metadata"),
-        ("gpt2-demo", "mauve_model", "weight", "1 weights are not there .*cache the model again"),
+        ("gpt2-demo", "mauve_model", "weight", "1 weights of the model are not in its files .*cache it again"),
         ("gpt2-demo", "mauve_model", "model.safetensors", "cannot load the model"),
     ],
 )
@@ -148,12 +148,12 @@ def test_encoded_splits_are_measured_until_they_are_there(small_run):
     saved = json.loads((run_dir / "args.json").read_text())
     flags = [f"--{key}={saved[key]}" for key in ("dataset_name", "data_dir", "enc_dec_model", "max_length")]
     flags += METRICS.split()
-    rows = look(Options.from_argv([*flags, "--save_dir", str(run_dir / "nowhere")]), []).rows
+    rows = look(Options.from_argv([*flags, "--save_dir", str(run_dir / "nowhere")])).rows
     needed = float(re.search(r"(\d+) MB for encoded splits", rows["disk"]).group(1))
     caches = [path for name in ("train", "valid") for path in (run_dir.parent / "latents").glob(f"plain-{name}-*")]
     taken = sum((path / "states.npy").stat().st_size for path in caches) / 1e6
     assert needed == pytest.approx(taken, rel=0.2, abs=1) and needed > 0
-    rows = look(Options.from_argv([*flags, "--save_dir", saved["save_dir"]]), []).rows
+    rows = look(Options.from_argv([*flags, "--save_dir", saved["save_dir"]])).rows
     assert ", 0 MB for encoded splits" in rows["disk"]
 
 

@@ -66,6 +66,14 @@ def test_settings_are_compared_seed_by_seed(runs, call):
     assert "9.0000" in call(noise_losses.main, f"{runs} --bands 2").out  # read, not measured again
 
 
+@pytest.mark.parametrize("content", ["{", '{"losses": 1}', '{"losses": ["a", 2.0]}', "[]"])
+def test_a_damaged_record_is_named(runs, call, complaint, content):
+    assert call(noise_losses.main, f"{runs} --bands 2").status == 0
+    (path,) = (runs / "linear1").glob("evaluation/noise_losses_step_*/losses.json")
+    path.write_text(content)
+    assert f"{path}: cannot be read" in complaint(noise_losses.main, f"{runs} --bands 2")
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     {

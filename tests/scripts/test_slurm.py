@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from diffusion.training.checkpoint import checkpoints, find_checkpoint
 from scripts import sweep
 from scripts.sweep_file import read_sweep
+from tests.scripts.conftest import SWEEP_HEAD
 from train_text_diffusion import main
 
 ROOT = Path(__file__).parents[2]
@@ -33,23 +34,11 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="a SLURM of one's own needs root"),
 ]
 
-SWEEP = """
-output_dir = "{out}"
-[options]
-dataset_name = "plain"
-data_dir = "{data}"
-enc_dec_model = "bart-demo"
-perplexity_model = "gpt2-demo"
-mauve_model = "gpt2-demo"
+SWEEP = f"""{SWEEP_HEAD}
 method = "mdlm"
-tx_dim = 64
-tx_depth = 1
-max_length = 24
-sampling_timesteps = 3
 num_train_steps = 1200
 train_batch_size = 8
 save_and_sample_every = 400
-num_samples = 4
 [grid]
 T_schedule = ["normal", "linear"]
 [eval_test]

@@ -19,25 +19,14 @@ from diffusion.training.checkpoint import checkpoints, find_checkpoint
 from diffusion.training.signals import Stopped
 from scripts import sweep
 from scripts.sweep_file import read_sweep
+from tests.scripts.conftest import SWEEP_HEAD
 
-OPTIONS = """
-output_dir = "{out}"
-[options]
-dataset_name = "plain"
-data_dir = "{data}"
-enc_dec_model = "bart-demo"
-perplexity_model = "gpt2-demo"
-mauve_model = "gpt2-demo"
-tx_dim = 64
-tx_depth = 1
-max_length = 24
+OPTIONS = f"""{SWEEP_HEAD}
 timesteps = 20
-sampling_timesteps = 3
 num_train_steps = 4
 train_batch_size = 16
 save_and_sample_every = 2
 keep_checkpoints = 0
-num_samples = 4
 likelihood_draws = 2
 """
 GRID = """
