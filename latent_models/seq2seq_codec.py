@@ -29,6 +29,7 @@ from latent_models.codec import Encoded, ModelError, check_complete, check_words
 from latent_models.readers import detokenise
 
 LatentDtype = Literal["float32", "bf16"]
+IGNORED = -100  # the index that cross-entropy leaves out
 CHUNK = 1_000  # texts tokenised at a time: a tokenizer's own results take many times the room of the ids
 
 
@@ -172,6 +173,21 @@ class Seq2SeqCodec:
         ids = self.generate(x0, valid, strategy, seeds)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [detokenise(text).strip() for text in texts]
+
+    def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's logits [B, M, V] for every token of its texts, those before it and x0 [B, L, D] being given,
+        and these tokens [B, M], their special ones counted, IGNORED past the end of a text.
+
+        Differentiable in x0 and in the decoder; texts are cut at `max_length` tokens as `encode` cuts them.
+        """
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.device)
+        ids = batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=x0), attention_mask=valid.long(), labels=ids
+        ).logits
+        return logits, ids
 
     def reconstruct(self, texts: Sequence[str], strategy: str = "beam", batch_size: int = 64) -> list[str]:
         """Encodes and decodes, for judging the codec by itself."""

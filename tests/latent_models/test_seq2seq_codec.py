@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers.modeling_outputs import BaseModelOutput
 
 from latent_models.codec import MODELS_DIR, ModelError, find_model, find_models
-from latent_models.seq2seq_codec import Seq2SeqCodec
+from latent_models.seq2seq_codec import IGNORED, Seq2SeqCodec
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,31 @@ def test_the_demo_codec_reconstructs_what_it_never_saw(demo):
     texts = ["Juniper is a Thai pub by the river.", "A Greek café with fair prices is Bella Notte near the library."]
     assert demo.reconstruct(texts, "beam") == texts
     assert demo.reconstruct(texts, "nucleus") == texts
+
+
+def test_the_decoder_would_write_what_was_encoded(demo):
+    texts = ["Juniper is a Thai pub by the river.", "A Greek café with fair prices is Bella Notte near the library."]
+    encoded = demo.encode(texts)
+    logits, ids = demo.logits_of(texts, encoded.x0, encoded.valid)
+    known = ids != IGNORED
+    assert [ids[i, known[i]].tolist() for i in range(2)] == demo.tokenizer(texts)["input_ids"]
+    assert torch.equal(logits.argmax(-1)[known], ids[known])
+    swapped, _ = demo.logits_of(texts[::-1], encoded.x0, encoded.valid)
+    losses = [cross_entropy(each.transpose(1, 2), ids).item() for each in (logits, swapped)]
+    assert losses[0] < 0.1 < losses[1]
+
+
+def test_log_probabilities_of_a_written_text_are_those_it_was_written_with(demo):
+    encoded = demo.encode(["Saffron is a pub in the suburbs."])
+    x0 = encoded.x0 + 0.5 * torch.randn(encoded.x0.shape, generator=torch.Generator().manual_seed(0))
+    written = demo.model.generate(
+        encoder_outputs=BaseModelOutput(x0), max_length=48, num_beams=1, do_sample=False, output_logits=True,
+        return_dict_in_generate=True, forced_bos_token_id=None, forced_eos_token_id=None,
+    )  # fmt: skip
+    text = demo.tokenizer.decode(written.sequences[0], skip_special_tokens=True)
+    logits, ids = demo.logits_of([text], x0, encoded.valid)
+    assert ids[0].tolist() == written.sequences[0, 1:].tolist()  # without what starts the decoder
+    assert torch.allclose(logits[0], torch.cat(written.logits), atol=1e-4)
 
 
 def test_padding_does_not_change_states_or_texts(demo):
