@@ -38,8 +38,16 @@ class GaussianOptions:
             "pred_noise weighs the squared noise error by (1 - alpha_bar) / alpha_bar, up to 4e8 for cosine."
         },
     )
-    beta_schedule: Literal["linear", "cosine", "tan"] = field(
-        default="cosine", metadata={"help": "How the signal level falls from data to noise."}
+    beta_schedule: Literal["linear", "cosine", "tan", "log_snr"] = field(
+        default="cosine",
+        metadata={"help": "How the signal level falls from data to noise; log_snr: evenly in ln(sigma^2 / alpha^2)."},
+    )
+    noise_shift: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor on sigma / alpha at every time of the schedule: above 1 it is noisier; "
+            "scripts.measure_window names one that suits codec and corpus."
+        },
     )
     tan_d: float = field(default=9.0, metadata={"help": "Noise shift of --beta_schedule tan; larger is noisier."})
     p2_loss_weight_gamma: float = field(
@@ -56,6 +64,8 @@ class GaussianOptions:
             raise DiffusionError(f"--timesteps {self.timesteps} must be between 1 and {MAX_TIMESTEPS}")
         if not 0 < self.tan_d < math.inf:
             raise DiffusionError(f"--tan_d {self.tan_d} must be above 0: 9 suits wide latents, 3 to 5 compressed ones")
+        if not 0 < self.noise_shift < math.inf:
+            raise DiffusionError(f"--noise_shift {self.noise_shift} must be above 0: 1 leaves the schedule as it is")
         for name in ("p2_loss_weight_gamma", "p2_loss_weight_k"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DiffusionError(f"--{name} {getattr(self, name)} must be 0 or more")
@@ -64,9 +74,8 @@ class GaussianOptions:
     def noise_schedule(self) -> NoiseSchedule:
         """The noise schedule these options describe."""
         own = {"tan": {"d": self.tan_d}}
-        return NoiseSchedule.from_betas(
-            BETA_SCHEDULES[self.beta_schedule](self.timesteps, **own.get(self.beta_schedule, {}))
-        )
+        betas = BETA_SCHEDULES[self.beta_schedule](self.timesteps, **own.get(self.beta_schedule, {}))
+        return NoiseSchedule.from_betas(betas).shifted(self.noise_shift)
 
 
 class GaussianProcess:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion.process import DiffusionError
 
+LOG_SNR_RANGE = (-8.0, 12.0)
 MAX_BETA = 0.999  # keeps alpha_bar(1) above 0: x0 can be computed from noise even at t = 1
 MAX_TIMESTEPS = 4000  # single-precision time grids have no repeated time up to here (some have one at 8192)
 
@@ -42,6 +43,12 @@ def tan_betas(timesteps: int, d: float = 9.0) -> Tensor:
     return _betas(1 / (1 + d**2 * torch.tan(math.pi / 2 * t) ** 2))
 
 
+def log_snr_betas(timesteps: int) -> Tensor:
+    """Betas [T] of ln(sigma^2 / alpha^2) rising evenly from -8 to 12: every noise level alike, to measure at."""
+    gamma = torch.linspace(*LOG_SNR_RANGE, timesteps, dtype=torch.float64)
+    return _betas(torch.cat([gamma.new_ones(1), torch.sigmoid(-gamma)]))
+
+
 def _betas(signal: Tensor) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(0, MAX_BETA)
 
@@ -50,31 +57,45 @@ BETA_SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "linear": linear_betas,
     "cosine": cosine_betas,
     "tan": tan_betas,
+    "log_snr": log_snr_betas,
 }
 
 
 class NoiseSchedule:
-    """alpha_bar at t = 0, 1/T, ..., 1: a strictly decreasing float64 table of T + 1 entries, the first exactly 1."""
+    """alpha_bar at t = 0, 1/T, ..., 1: a strictly decreasing float64 table of T + 1 entries, the first exactly 1.
+
+    DiffusionError for a table that does not fall from 1 towards 0.
+    """
 
     def __init__(self, table: Tensor):
+        if not ((table[1:] < table[:-1]).all() and table[-1] > 0):
+            raise DiffusionError(
+                "the noise schedule does not lose signal at every step while keeping some: use more common values of "
+                "--beta_schedule, --tan_d, --noise_shift and --timesteps"
+            )
         self.table = table
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> "NoiseSchedule":
-        """The schedule with alpha_bar = cumprod(1 - betas [T]); DiffusionError if it does not fall from 1 towards 0."""
+        """The schedule with alpha_bar = cumprod(1 - betas [T])."""
         kept = torch.cumprod(1 - betas.double(), dim=0)
-        table = torch.cat([kept.new_ones(1), kept])
-        if not ((table[1:] < table[:-1]).all() and table[-1] > 0):
-            raise DiffusionError(
-                "the noise schedule does not lose signal at every step while keeping some: use more common values of "
-                "--beta_schedule, --tan_d and --timesteps"
-            )
-        return cls(table)
+        return cls(torch.cat([kept.new_ones(1), kept]))
+
+    def shifted(self, factor: float) -> "NoiseSchedule":
+        """The same with sigma / alpha times `factor` at every time (Hoogeboom et al. 2023, arXiv:2301.11093)."""
+        if factor == 1:
+            return self
+        return NoiseSchedule(self.table / (self.table + factor**2 * (1 - self.table)))
 
     @property
     def timesteps(self) -> int:
         """T, the number of steps."""
         return len(self.table) - 1
+
+    @property
+    def gamma(self) -> Tensor:
+        """ln(sigma^2 / alpha^2) [T] at t = 1/T, ..., 1 in float64, rising."""
+        return torch.log1p(-self.table[1:]) - self.table[1:].log()
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """alpha_bar at times t in [0, 1], float64, shaped as t; a t between grid points counts as the nearest one."""

@@ -244,7 +244,7 @@ def test_command_line_defaults_and_values():
     parser = HfArgumentParser(GaussianOptions)
     (options,) = parser.parse_args_into_dataclasses([])
     assert options == GaussianOptions(
-        objective="pred_x0", loss_type="l2", loss_space="output", beta_schedule="cosine", tan_d=9.0,
+        objective="pred_x0", loss_type="l2", loss_space="output", beta_schedule="cosine", tan_d=9.0, noise_shift=1.0,
         p2_loss_weight_gamma=0.0, p2_loss_weight_k=1.0, timesteps=1000,
     )  # fmt: skip
     (options,) = parser.parse_args_into_dataclasses(
@@ -252,6 +252,8 @@ def test_command_line_defaults_and_values():
     )
     p = GaussianProcess.from_options(options)
     assert p.schedule.timesteps == 200
+    (shifted,) = parser.parse_args_into_dataclasses("--beta_schedule tan --tan_d 5 --noise_shift 2".split())
+    assert shifted.noise_schedule().alpha_bar(torch.tensor([0.5])).item() == pytest.approx(1 / 101, rel=1e-9)
     assert p.alpha_bar(torch.tensor([0.5])).item() == pytest.approx(1 / 26, rel=1e-9)
     assert "Gaussian process" in parser.format_help() and "4e8" in parser.format_help()
 
@@ -265,6 +267,9 @@ def test_command_line_defaults_and_values():
         ({"beta_schedule": "sqrt"}, "linear, cosine, tan"),
         ({"tan_d": 0.0}, "--tan_d 0.0"),
         ({"tan_d": math.nan}, "--tan_d nan"),
+        ({"noise_shift": 0.0}, "--noise_shift 0.0"),
+        ({"noise_shift": math.nan}, "--noise_shift nan"),
+        ({"noise_shift": 1e-12}, "noise schedule"),
         ({"tan_d": 1e-12, "beta_schedule": "tan"}, "noise schedule"),
         ({"p2_loss_weight_gamma": -1.0}, "--p2_loss_weight_gamma -1.0"),
         ({"p2_loss_weight_k": math.inf}, "--p2_loss_weight_k inf"),

@@ -23,6 +23,7 @@ from diffusion.schedules import (
     even_grid,
     linear_betas,
     linear_T_schedule,
+    log_snr_betas,
     normal_T_schedule,
     polynomial_T_schedule,
     step_times,
@@ -70,7 +71,7 @@ def test_alpha_bar_table_of_the_reference_notes():
         assert alpha_bar[:4] == pytest.approx(figures, abs=5e-6) and alpha_bar[4] == pytest.approx(last, rel=1e-3)
 
 
-@pytest.mark.parametrize("betas", [linear_betas, cosine_betas, tan_betas, lambda T: tan_betas(T, 0.1)])
+@pytest.mark.parametrize("betas", [linear_betas, cosine_betas, tan_betas, lambda T: tan_betas(T, 0.1), log_snr_betas])
 @pytest.mark.parametrize("T", [21, 50, 200, 1000, MAX_TIMESTEPS])
 def test_alpha_bar_falls_strictly_from_exactly_one_and_stays_positive(betas, T):
     table = NoiseSchedule.from_betas(betas(T)).table
@@ -89,6 +90,28 @@ def test_tan_is_its_formula_up_to_the_clipped_last_step(d):
     # Half of all times are noisier than log(sigma^2 / alpha^2) = 2 ln d.
     half = schedule.alpha_bar(torch.tensor(0.5)).item()
     assert math.log((1 - half) / half) == pytest.approx(2 * math.log(d), abs=1e-9)
+
+
+def test_log_snr_rises_evenly_over_its_range():
+    gamma = NoiseSchedule.from_betas(log_snr_betas(1000)).gamma
+    torch.testing.assert_close(gamma, torch.linspace(-8, 12, 1000, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [1.5, 3, 9])
+def test_tan_is_cosine_shifted(d):
+    """tan-d has sigma / alpha = d tan(pi t / 2), which is d times that of tan-1 (but for its clipped last step)."""
+    shifted = NoiseSchedule.from_betas(tan_betas(1000, 1)).shifted(d)
+    torch.testing.assert_close(
+        shifted.table[:-1], NoiseSchedule.from_betas(tan_betas(1000, d)).table[:-1], rtol=1e-9, atol=0
+    )
+
+
+@pytest.mark.parametrize("factor", [0.1, 1, 4, 30])
+def test_a_shift_scales_noise_against_signal_at_every_time(factor):
+    schedule = NoiseSchedule.from_betas(linear_betas(1000))
+    shifted = schedule.shifted(factor)
+    assert shifted.table[0] == 1 and (shifted.table[1:] < shifted.table[:-1]).all() and shifted.table[-1] > 0
+    torch.testing.assert_close(shifted.gamma - schedule.gamma, torch.full((1000,), 2 * math.log(factor)).double())
 
 
 def test_lookup_reads_every_grid_point_in_single_precision_and_rounds_between():
