@@ -35,6 +35,7 @@ class Window:
     median: float
     high: float
     nats: float
+    start: float = -math.inf  # what lies below was left out
 
     @classmethod
     def of(cls, gamma: Tensor, rate: Tensor, start: float = -math.inf) -> Window:
@@ -52,7 +53,7 @@ class Window:
             i = int(torch.searchsorted(lost, wanted).clamp(1, len(lost) - 1))
             part = (wanted - lost[i - 1]) / (lost[i] - lost[i - 1])
             levels.append(float(gamma[i - 1] + part * (gamma[i] - gamma[i - 1])))
-        return cls(*levels, float(lost[-1]))
+        return cls(*levels, float(lost[-1]), start)
 
     @property
     def tan_d(self) -> float:

@@ -151,6 +151,10 @@ class LatentSpace:
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         return self.codec.decode(self.statistics.unnormalise(x0), shown, strategy, seeds)
 
+    def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's logits [B, M, V] for each token [B, M] of given texts, as the codec says."""
+        return self.codec.logits_of(texts, self.statistics.unnormalise(x0), valid)
+
     def save(self, run_dir: Path) -> None:
         self.statistics.save(run_dir / STATISTICS)
 

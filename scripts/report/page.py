@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from offline_metrics.report import markdown as markdown_table
 from scripts.report import curves, tables
+from scripts.report.document import document
 from scripts.report.film import Frame
 from scripts.report.markup import Html, el, join, plain
 from scripts.report.runs import SEED, Run
@@ -61,11 +59,6 @@ class Section:
 
 def page(report: Report) -> str:
     """The whole file."""
-    style, script = ((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
     sections = [
         Section("scores", "Scores", _scores(report), "No run has scores."),
         Section("quality", "Quality against diversity", _quality(report), "No run has scores of both."),
@@ -83,27 +76,10 @@ def page(report: Report) -> str:
         ),
         Section("runs", "Runs and options", _runs(report), ""),
     ]
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=policy),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="referrer", content="no-referrer"),
-        el("title", f"Report: {report.title}"),
-        el("style", Html(style)),
-    )
     links = el("nav", *(el("a", each.title, href=f"#{each.id}") for each in sections), aria_label="Sections")
-    body = el(
-        "body",
-        el("header", el("h1", report.title), el("p", _summary(report)), links),
-        el("main", _problems(report), *map(_section, sections)),
-        el("script", Html(script)),
-    )
-    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
-
-
-def _checksum(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    header = el("header", el("h1", report.title), el("p", _summary(report)), links)
+    main = el("main", _problems(report), *map(_section, sections))
+    return document(f"Report: {report.title}", header, main)
 
 
 def _section(section: Section) -> Html:

@@ -88,6 +88,7 @@ def test_shares_of_schedules_in_a_window():
     even = NoiseSchedule.from_betas(BETA_SCHEDULES["log_snr"](1000))
     assert Window(-3.0, 2.0, 7.0, 1.0).share(even.gamma) == pytest.approx(0.5, abs=0.002)
     published = Window(3.79, 5.04, 7.25, 7.02)  # LangFlow's, learned on OpenWebText
-    betas = {"cosine": cosine_betas(1000), "linear": linear_betas(1000), "tan-5": tan_betas(1000, 5), "tan-9": tan_betas(1000)}
+    betas = {"cosine": cosine_betas(1000), "linear": linear_betas(1000)}
+    betas |= {f"tan-{d}": tan_betas(1000, d) for d in (5, 9)}
     shares = {name: published.share(NoiseSchedule.from_betas(each).gamma) for name, each in betas.items()}
     assert shares == pytest.approx({"cosine": 0.078, "linear": 0.235, "tan-5": 0.326, "tan-9": 0.445}, abs=0.005)
