@@ -149,6 +149,12 @@ class GaussianProcess:
         alpha, sigma = self._alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
+    def noised_further(self, xt: Tensor, t: Tensor, u: Tensor, generator: Randomness) -> Tensor:
+        """x_u ~ q(x_u | x_t) for u >= t; at u = t it is x_t itself."""
+        kept = self.alpha_bar(u) / self.alpha_bar(t)
+        noise = normal(xt.shape, generator, xt.device, xt.dtype)
+        return like(kept.sqrt(), xt) * xt + like((1 - kept).sqrt(), xt) * noise
+
     # Conversions between x0, noise and velocity, given x_t; those to noise are undefined at t = 0.
 
     def noise_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:

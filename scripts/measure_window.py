@@ -188,8 +188,8 @@ def summary(window: Window) -> str:
         f"The window: 90% of {window.nats:.3g} nats a token are lost between gamma {window.low:.2f} and "
         f"{window.high:.2f}, half of them below {window.median:.2f} (gamma = ln(sigma^2 / alpha^2); nothing is counted "
         f"below {window.start:.2f}, where the decoder writes {TOLD:.0%} of what it can). It asks for --beta_schedule "
-        f"tan --tan_d {window.tan_d:.3g}, or for the --noise_shift below, which says of each schedule what share of its "
-        "training times lies in the window: of all, and of the part that T-range annealing draws from."
+        f"tan --tan_d {window.tan_d:.3g}, or for the --noise_shift below, which says of each schedule what share of "
+        "its training times lies in the window: of all, and of the part that T-range annealing draws from."
     )
 
 

@@ -12,6 +12,7 @@ from diffusion.process import DiffusionError, mean_over_valid
 
 D = 8
 CONDITIONS = [{"scale_shift": a, "self_condition": b} for a, b in product([False, True], repeat=2)]
+CONDITIONS += [{"bottleneck_dim": 3, "self_condition": True}]
 
 
 @pytest.fixture
@@ -135,6 +136,18 @@ def test_without_self_conditioning_the_previous_estimate_is_not_read(batch, make
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])
+@pytest.mark.parametrize(("options", "rank"), [({}, D), ({"bottleneck_dim": 3}, 3)])
+def test_no_more_than_the_bottleneck_of_what_stands_at_a_position_is_read(batch, options, rank, make):
+    xt, t, valid = batch
+    denoiser = make(**options).double()
+
+    def at_the_first(x):
+        return denoiser(torch.cat([x[None, None], xt[:1, 1:].double()], dim=1), t[:1], valid[:1])[0, :3].flatten()
+
+    jacobian = torch.autograd.functional.jacobian(at_the_first, xt[0, 0].double())
+    assert torch.linalg.matrix_rank(jacobian).item() == rank
+
+
 def test_labels_change_the_output_and_minus_one_is_no_label(batch, scale_shift, make):
     denoiser = make(classes=3, scale_shift=scale_shift)
     outputs = {label: denoiser(*batch, label=torch.full((3,), label)) for label in (-1, 0, 1, 2)}
@@ -276,6 +289,7 @@ def test_how_the_time_enters(options, usual, chosen, tiny):
         ({"tx_dim": 100}, "--tx_dim 100"),
         ({"tx_dim": 0}, "--tx_dim 0"),
         ({"tx_depth": 0}, "--tx_depth 0"),
+        ({"bottleneck_dim": -1}, "--bottleneck_dim -1"),
         ({"time_input": "every"}, "none, input, token, layerwise"),
         ({"time_input": "token", "scale_shift": True}, "--time_input token contradicts --scale_shift"),
     ],

@@ -14,7 +14,15 @@ from diffusion import samplers
 from diffusion.gaussian import GaussianProcess
 from diffusion.process import DiffusionError
 from diffusion.randomness import SampleGenerators, normal, sample_seeds
-from diffusion.samplers import SAMPLERS, SamplingOptions, sample_ancestral, sample_ddim, sample_dpmpp, sample_q
+from diffusion.samplers import (
+    SAMPLERS,
+    SamplingOptions,
+    sample_ancestral,
+    sample_churn,
+    sample_ddim,
+    sample_dpmpp,
+    sample_q,
+)
 from diffusion.schedules import BETA_SCHEDULES, time_grid
 
 # Figures from running the reference system
@@ -74,8 +82,13 @@ def each_integrator():
     return [sample_ancestral, sample_dpmpp, *(partial(sample_ddim, eta=eta) for eta in (0.0, 0.3, 1.0))]
 
 
+def each_that_keeps_to_the_grid():
+    q_samplers = (partial(sample_q, q_from=q_from) for q_from in (0.4, 1.0))
+    return [*each_integrator(), *q_samplers, partial(sample_churn, churn=0.0)]
+
+
 def each_sampler():
-    return [*each_integrator(), *(partial(sample_q, q_from=q_from) for q_from in (0.4, 1.0))]
+    return [*each_that_keeps_to_the_grid(), *(partial(sample_churn, churn=churn) for churn in (1.0, 2.5))]
 
 
 @pytest.mark.parametrize("beta", BETA_SCHEDULES)
@@ -87,7 +100,7 @@ def test_an_oracle_denoiser_is_reproduced_exactly(beta, S, gaussian, generator, 
         assert torch.equal(x, x0)
 
 
-@pytest.mark.parametrize("sampler", each_sampler())
+@pytest.mark.parametrize("sampler", each_that_keeps_to_the_grid())
 def test_the_network_sees_each_time_of_the_grid_but_zero(sampler, gaussian, generator, randn):
     seen, told = [], []
 
@@ -318,6 +331,60 @@ def test_q_sampling_draws_x_as_in_training(q_from, gaussian, generator):
             assert xs.var().item() < 1e-6
 
 
+# Churn
+
+
+def test_no_churn_is_deterministic_ddim_to_the_bit(gaussian, generator, randn):
+    p, start, times = gaussian(beta_schedule="linear"), randn(2, 3, 4), time_grid(1000, 20)
+    churned, ddim = (
+        sampler(p, lambda xt, t: torch.tanh(xt), start, times, generator=generator(), **own)
+        for sampler, own in ((sample_churn, {"churn": 0.0}), (sample_ddim, {"eta": 0.0}))
+    )
+    assert torch.equal(churned, ddim)
+
+
+@pytest.mark.parametrize("churn", [0.5, 1.0, 3.0])
+def test_churn_asks_the_network_at_the_time_it_went_back_to(churn, gaussian, generator, randn):
+    seen = []
+
+    def predict_x0(xt, t):
+        seen.append(round(t[0].item() * 1000))
+        return xt
+
+    sample_churn(
+        gaussian(), predict_x0, randn(1, 2, 3), time_grid(1000, 10), generator=generator(), churn=churn
+    )
+    assert seen == [min(1000, round(t + 100 * churn)) for t in range(1000, 100, -100)] + [100]
+
+
+def test_noised_further_is_the_forward_process(gaussian, generator):
+    """From x_t ~ q(x_t | x_0 = 2) it makes x_u ~ q(x_u | x_0 = 2)."""
+    p, g = gaussian(beta_schedule="linear"), generator(3)
+    t, u = torch.tensor([0.2]), torch.tensor([0.5])
+    xt = p.corrupt(torch.full((1, 500, 400), 2.0), t, g)
+    xu, bar = p.noised_further(xt, t, u, g), p.alpha_bar(u).item()
+    assert xu.mean().item() == pytest.approx(2 * bar**0.5, abs=0.01)
+    assert xu.var().item() == pytest.approx(1 - bar, abs=0.01)
+    assert torch.equal(p.noised_further(xt, t, t, g), xt)
+
+
+@pytest.mark.parametrize("churn", [0.5, 1.0, 2.0])
+def test_churned_samples_of_two_point_data_have_their_shares(churn, gaussian, generator):
+    p, g = gaussian(beta_schedule="cosine"), generator(2)
+    x = sample_churn(p, two_points(p), normal((4, 50, 50), g), time_grid(1000, 100), generator=g, churn=churn)
+    assert (x.abs() > 0.99).float().mean() > 0.98
+    assert (x > 0).float().mean().item() == pytest.approx(0.75, abs=0.025)
+
+
+@pytest.mark.parametrize("churn", [0.0, 2.0])
+def test_churn_drowns_an_error_of_the_past(churn, gaussian, generator):
+    """A start of too small a spread, which the deterministic path keeps to the end."""
+    p, g = gaussian(beta_schedule="linear"), generator(4)
+    start = 0.5 * normal((1, 300, 200), g)
+    x = sample_churn(p, best_for_normal_data(p), start, time_grid(1000, 250), generator=g, churn=churn)
+    assert x.std().item() == pytest.approx(0.496 if churn == 0 else 0.96, abs=0.03)
+
+
 # Randomness
 
 
@@ -374,6 +441,7 @@ def test_command_line_defaults():
         "grid_power": 1.0,
         "ddim_sampling_eta": 1.0,
         "q_sampling_from": 0.4,
+        "churn": 1.0,
         "early_stop": 0.0,
         "temperature": 1.0,
         "top_p": 1.0,
@@ -390,7 +458,7 @@ def test_any_option_that_sharpens_makes_predictions_tempered(name, value):
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
-        ({"sampler": "dpm"}, "default, ddim, ancestral, dpmpp, q, ddpm_cache, first_hitting, euler, left_to_right"),
+        ({"sampler": "dpm"}, "default, ddim, ancestral, dpmpp, q, churn, ddpm_cache, first_hitting, euler, left_"),
         ({"sampling_timesteps": 0}, "--sampling_timesteps 0"),
         ({"ddim_sampling_eta": 1.5}, "--ddim_sampling_eta 1.5"),
         ({"ddim_sampling_eta": -0.1}, "--ddim_sampling_eta -0.1"),
@@ -398,6 +466,8 @@ def test_any_option_that_sharpens_makes_predictions_tempered(name, value):
         ({"q_sampling_from": 1.5}, "--q_sampling_from 1.5"),
         ({"q_sampling_from": -0.1}, "--q_sampling_from -0.1"),
         ({"q_sampling_from": math.nan}, "--q_sampling_from nan"),
+        ({"churn": -0.1}, "--churn -0.1"),
+        ({"churn": math.inf}, "--churn inf"),
         ({"early_stop": -0.1}, "--early_stop -0.1"),
         ({"early_stop": math.nan}, "--early_stop nan"),
         ({"early_stop": math.inf}, "--early_stop inf"),
