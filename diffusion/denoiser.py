@@ -157,7 +157,7 @@ class LatentDenoiser(Denoiser):
         super().__init__(options, classes, options.chosen_time_input())
         inputs = 2 * latent_dim if options.self_condition else latent_dim
         self.read = nn.Linear(inputs, options.tx_dim)
-        if narrow := options.bottleneck_dim:  # 128 of 768 was best in two ablations (ELF, AURORA-LM)
+        if narrow := options.bottleneck_dim:  # of 768 ELF found 128 best
             self.read = nn.Sequential(nn.Linear(inputs, narrow), nn.Linear(narrow, options.tx_dim))
         self.write = _silent(nn.Linear(options.tx_dim, latent_dim))
 
