@@ -15,6 +15,8 @@ from torch import Tensor
 from diffusion.process import DiffusionError, check_choices
 from diffusion.randomness import Randomness, normal
 from diffusion.schedules import BETA_SCHEDULES, MAX_TIMESTEPS, NoiseSchedule, step_times, time_grid
+from diffusion.time_density import TimeDensity
+from diffusion.window import Levels
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
@@ -50,6 +52,16 @@ class GaussianOptions:
         },
     )
     tan_d: float = field(default=9.0, metadata={"help": "Noise shift of --beta_schedule tan; larger is noisier."})
+    time_density: Literal["uniform", "loss", "information"] = field(
+        default="uniform",
+        metadata={
+            "help": "Training times are drawn alike, or as the --window asks: so that the loss is a straight line over "
+            "them, or so that each takes away as much information; sampling then visits their quantiles."
+        },
+    )
+    window: str | None = field(
+        default=None, metadata={"help": "window.json of scripts.measure_window, for --time_density."}
+    )
     p2_loss_weight_gamma: float = field(
         default=0.0, metadata={"help": "Weigh the loss by (k + snr)^-gamma; 0 weighs all times the same."}
     )
@@ -69,6 +81,11 @@ class GaussianOptions:
         for name in ("p2_loss_weight_gamma", "p2_loss_weight_k"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DiffusionError(f"--{name} {getattr(self, name)} must be 0 or more")
+        if (self.window is None) != (self.time_density == "uniform"):
+            raise DiffusionError(
+                f"--time_density {self.time_density} {'needs' if self.window is None else 'does not read'} a --window, "
+                "the window.json of scripts.measure_window"
+            )
         self.noise_schedule()  # refuses combinations that make no schedule, before anything is loaded
 
     def noise_schedule(self) -> NoiseSchedule:
@@ -92,8 +109,9 @@ class GaussianProcess:
         loss_space: str = "output",
         p2_gamma: float = 0.0,
         p2_k: float = 1.0,
+        density: TimeDensity | None = None,
     ):
-        self.schedule = schedule
+        self.schedule, self.density = schedule, density
         self.p2_gamma, self.p2_k = p2_gamma, p2_k
         self._distance = LOSSES[loss_type]
         # What the loss compares: (network output, its target) or (x0_hat, x0).
@@ -108,15 +126,17 @@ class GaussianProcess:
         }[objective]
 
     @classmethod
-    def from_options(cls, options: GaussianOptions) -> "GaussianProcess":
-        """The process the options describe."""
+    def from_options(cls, options: GaussianOptions, levels: Levels | None = None) -> "GaussianProcess":
+        """The process the options describe; `levels` are what a --time_density was measured from."""
+        schedule, kind = options.noise_schedule(), options.time_density
         return cls(
-            options.noise_schedule(),
+            schedule,
             objective=options.objective,
             loss_type=options.loss_type,
             loss_space=options.loss_space,
             p2_gamma=options.p2_loss_weight_gamma,
             p2_k=options.p2_loss_weight_k,
+            density=None if kind == "uniform" else TimeDensity(schedule.gamma, levels, kind),
         )
 
     @property
@@ -126,11 +146,16 @@ class GaussianProcess:
 
     def times(self, u: Tensor, steps: range) -> Tensor:
         """Training times [B] among the given steps."""
-        return step_times(u, self.timesteps, steps)
+        if self.density is None:
+            return step_times(u, self.timesteps, steps)
+        return (self.density.steps(u, steps) + 1).double() / self.timesteps
 
     def grid(self, sampling_timesteps: int) -> list[float]:
-        """S + 1 of the T steps' times, from 1 to 0."""
-        return time_grid(self.timesteps, sampling_timesteps)
+        """S + 1 of the T steps' times, from 1 to 0: even ones, or by the density of times."""
+        even = time_grid(self.timesteps, sampling_timesteps)
+        if self.density is None:
+            return even
+        return [*((i + 1) / self.timesteps for i in self.density.grid(sampling_timesteps)), 0.0]
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """alpha_bar(t) [B] in float64: the share of signal variance in x_t."""

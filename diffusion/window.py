@@ -28,6 +28,25 @@ def information(gamma: Tensor, rate: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The squared error [G] of the best estimate of x_0, summed over coordinates, at rising gamma [G].
+
+    At low noise e^-gamma magnifies whatever error a network has, though the text has long been told: what lies below
+    `start`, where a decoder begins to make mistakes, is left out.
+    """
+
+    gamma: Tensor
+    squared_error: Tensor
+    start: float = -math.inf
+
+    def information(self) -> tuple[Tensor, Tensor]:
+        """Levels from `start` on, and the information in nats that is lost up to each."""
+        kept = self.gamma >= self.start
+        gamma = self.gamma[kept].double()
+        return gamma, information(gamma, information_rate(gamma, self.squared_error[kept]))
+
+
+@dataclass(frozen=True)
 class Window:
     """The levels of gamma below which 5, 50 and 95% of the information is lost, and how much that is in nats."""
 
@@ -35,25 +54,18 @@ class Window:
     median: float
     high: float
     nats: float
-    start: float = -math.inf  # what lies below was left out
 
     @classmethod
-    def of(cls, gamma: Tensor, rate: Tensor, start: float = -math.inf) -> Window:
-        """From w [G] at rising levels; what lies below `start` is left out.
-
-        At low noise e^-gamma magnifies whatever error a network has, though the text has long been told: `start` is
-        the noise at which a decoder begins to make mistakes.
-        """
-        kept = gamma >= start
-        gamma, rate = gamma[kept].double(), rate[kept].double()
-        lost = information(gamma, rate)
+    def of(cls, measured: Levels) -> Window:
+        """The window of what was measured."""
+        gamma, lost = measured.information()
         levels = []
         for edge in EDGES:
             wanted = edge * lost[-1]
             i = int(torch.searchsorted(lost, wanted).clamp(1, len(lost) - 1))
             part = (wanted - lost[i - 1]) / (lost[i] - lost[i - 1])
             levels.append(float(gamma[i - 1] + part * (gamma[i] - gamma[i - 1])))
-        return cls(*levels, float(lost[-1]), start)
+        return cls(*levels, float(lost[-1]))
 
     @property
     def tan_d(self) -> float:

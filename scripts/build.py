@@ -29,6 +29,7 @@ from scripts.hardware import compile_trunk, device
 from scripts.methods import METHODS, Method, sampler_of
 from scripts.options import Options
 from scripts.spaces import LatentSpace, Space, TokenSpace, check_files
+from scripts.window_file import levels_of
 
 # Further metrics of single corpora, each a function of the texts.
 EXTRA_METRICS: dict[str, dict[str, Callable[[list[str]], float]]] = {"demo": {"acceptance": acceptance}}
@@ -142,7 +143,8 @@ def space_type(options: Options) -> type[Space]:
 def fit_space(options: Options, corpus: Corpus) -> Space:
     """The space of a new run, from the training split."""
     if not METHODS[options.method.method].on_tokens:
-        return LatentSpace.fit(options.codec, corpus, Path(options.run.save_dir), device())
+        levels = levels_of(options.gaussian.window, None)
+        return LatentSpace.fit(options.codec, levels, corpus, Path(options.run.save_dir), device())
     tokens = replace(options.tokens, tokenizer=tokenizer_name(options))
     return TokenSpace.fit(tokens, options.codec, corpus, options.data.running_text is not None)
 
@@ -151,7 +153,8 @@ def load_space(options: Options, run_dir: Path) -> Space:
     """The space of an earlier run."""
     check_files(run_dir)
     if not METHODS[options.method.method].on_tokens:
-        return LatentSpace.load(options.codec, run_dir, Path(options.run.save_dir), device())
+        levels = levels_of(options.gaussian.window, run_dir)
+        return LatentSpace.load(options.codec, levels, run_dir, Path(options.run.save_dir), device())
     return TokenSpace.load(options.tokens, options.codec, run_dir, options.data.running_text is not None)
 
 

@@ -23,6 +23,7 @@ from scripts.errors import UsageError
 from scripts.method_options import CHARACTERS
 from scripts.methods import METHODS, check_flags
 from scripts.options import Options
+from scripts.window_file import levels_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
     yield lambda: check_corpus(inputs)
     for find, name in needed_models(options).values():
         yield lambda find=find, name=name: find(name)
+    if options.gaussian.window is not None:
+        yield lambda: levels_of(options.gaussian.window, run_options.resume_dir and Path(run_options.resume_dir))
     if run_options.output_dir is not None:
         yield lambda: check_writable("output_dir", run_options.output_dir)
         yield lambda: check_output_dir(options)

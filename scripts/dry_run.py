@@ -27,6 +27,7 @@ from scripts.errors import USER_ERRORS, Problems
 from scripts.methods import METHODS
 from scripts.options import Options
 from scripts.spaces import STATISTICS, check_codec
+from scripts.window_file import levels_of
 
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
 SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded splits
@@ -106,7 +107,8 @@ def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
     if codec is None:
         space = fit_space(options, inputs.corpus) if run_dir is None else load_space(options, run_dir)
     else:
-        space = SimpleNamespace(codec=codec)  # all that the network needs to know of latents is their width
+        levels = levels_of(options.gaussian.window, run_dir)
+        space = SimpleNamespace(codec=codec, levels=levels)  # all that process and network need to know of latents
         if run_dir is not None:
             check_codec(options.codec, codec, LatentStatistics.load(run_dir / STATISTICS), run_dir)
     process = METHODS[options.method.method].process(options, space)

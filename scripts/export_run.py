@@ -19,7 +19,7 @@ from scripts.build import space_type
 from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.options import Options, parse
-from scripts.spaces import RECORD
+from scripts.spaces import RECORD, check_files
 
 
 @dataclass
@@ -40,6 +40,7 @@ def main() -> None:
     (export,) = parse([ExportOptions], description=__doc__)
     source, target = Path(export.run), Path(export.output_dir)
     options = Options.from_argv(["--gen_data", "--resume_dir", str(source)])
+    check_files(source)
     newest = checkpoint.find_checkpoint(source, groups=("ema",))
     check_writable("output_dir", target)
     (weights,), _ = checkpoint.load(newest, "ema")
@@ -47,10 +48,8 @@ def main() -> None:
     there = newest.relative_to(source)
     with replacing(target) as beside:
         (beside / there).mkdir(parents=True)
-        names = ["args.json", *space_type(options).files, "metrics.jsonl", there / checkpoint.STATE]
-        if (source / RECORD).is_file():  # older runs have none
-            names.append(RECORD)
-        for name in names:
+        own = [name for name in (*space_type(options).files, RECORD) if (source / name).exists()]  # some have no record
+        for name in ["args.json", *own, "metrics.jsonl", there / checkpoint.STATE]:
             copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
             copy(source / name, beside / name)
         write_tensors(beside / there / "ema.safetensors", halves)

@@ -28,7 +28,7 @@ from diffusion.schedules import BETA_SCHEDULES, NoiseSchedule, tan_betas
 from diffusion.training import checkpoint
 from diffusion.training.files import write_text
 from diffusion.training.signals import listening
-from diffusion.window import Window, information_rate
+from diffusion.window import Levels, Window, information_rate
 from latent_models.seq2seq_codec import IGNORED
 from offline_metrics import report
 from scripts.build import System, load_system
@@ -183,11 +183,11 @@ def spent(schedule: NoiseSchedule, window: Window) -> Spent:
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-def summary(window: Window) -> str:
+def summary(window: Window, start: float) -> str:
     return (
         f"The window: 90% of {window.nats:.3g} nats a token are lost between gamma {window.low:.2f} and "
         f"{window.high:.2f}, half of them below {window.median:.2f} (gamma = ln(sigma^2 / alpha^2); nothing is counted "
-        f"below {window.start:.2f}, where the decoder writes {TOLD:.0%} of what it can). It asks for --beta_schedule "
+        f"below {start:.2f}, where the decoder writes {TOLD:.0%} of what it can). It asks for --beta_schedule "
         f"tan --tan_d {window.tan_d:.3g}, or for the --noise_shift below, which says of each schedule what share of "
         "its training times lies in the window: of all, and of the part that T-range annealing draws from."
     )
@@ -217,18 +217,19 @@ def main() -> None:
         options, _ = read([f"--resume_dir={trained(options)}"])
     system, step = load_system(options)
     levels = measure(system, asked.levels, asked.texts)
-    gamma, _, rate, *_ = torch.tensor(levels, dtype=torch.float64).T
-    window = Window.of(gamma, rate, told_at(levels))
+    gamma, squared_error, *_ = torch.tensor(levels, dtype=torch.float64).T
+    measured = Levels(gamma, squared_error, told_at(levels))
+    window = Window.of(measured)
     chosen = schedules(window, system.process.schedule)
     found = {name: spent(schedule, window) for name, schedule in chosen.items()}
     folder = Path(options.run.output_dir or options.run.resume_dir) / "evaluation" / f"window_step_{step:08d}"
-    record = {"window": asdict(window) | {"tan_d": window.tan_d}}
+    record = {"window": asdict(window) | {"tan_d": window.tan_d, "start": measured.start}}
     record |= {"schedules": {name: each._asdict() for name, each in found.items()}}
     report.write_json(folder / "window.json", record | {"levels": [each._asdict() for each in levels]})
-    words, cells = summary(window), tables(levels, found)
+    words, cells = summary(window, measured.start), tables(levels, found)
     write_text(folder / "window.md", "\n\n".join([words, *map(report.markdown, cells)]) + "\n")
     title = f"The information window of {system.corpus.name} under {Path(options.codec.enc_dec_model).name}"
-    write_text(folder / "window.html", page(title, words, levels, window, chosen, cells))
+    write_text(folder / "window.html", page(title, words, levels, measured, chosen, cells))
     print(f"{folder}\n\n{words}\n\n{report.markdown(cells[0])}", flush=True)
 
 

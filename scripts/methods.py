@@ -48,7 +48,7 @@ def _ancestral(**others: Sampler) -> dict[str, Sampler]:
 
 METHODS: dict[str, Method] = {
     "latent": Method(
-        process=lambda o, space: GaussianProcess.from_options(o.gaussian),
+        process=lambda o, space: GaussianProcess.from_options(o.gaussian, space.levels),
         samplers=dict(SAMPLERS),
         groups=("gaussian",),
         on_tokens=False,

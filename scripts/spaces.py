@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion.training.files import faults, sums
 from diffusion.training.objective import Batch
 from diffusion.training.trainer import TrainingData
+from diffusion.window import Levels
 from latent_models.codec import ModelError, find_model
 from latent_models.corpora import Corpus
 from latent_models.latent_cache import LatentCache, encoded
@@ -28,6 +29,7 @@ from scripts.console import note
 from scripts.errors import UsageError
 from scripts.fetching.checksums import read_record, write_record
 from scripts.method_options import CHARACTERS, TokenOptions
+from scripts.window_file import WINDOW, write_levels
 
 STATISTICS = "latent_statistics.safetensors"
 RECORD = "space.json"  # size and SHA-256 of the files below
@@ -103,26 +105,31 @@ class LatentSpace:
     statistics: LatentStatistics
     cache_dir: Path
     dtype: LatentDtype  # of the states on disk
+    levels: Levels | None = None  # the measured window that times are drawn by, where they are
 
     strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)
-    files: ClassVar[tuple[str, ...]] = (STATISTICS,)
+    files: ClassVar[tuple[str, ...]] = (STATISTICS, WINDOW)
 
     @classmethod
-    def fit(cls, options: CodecOptions, corpus: Corpus, save_dir: Path, device: torch.device) -> LatentSpace:
+    def fit(
+        cls, options: CodecOptions, levels: Levels | None, corpus: Corpus, save_dir: Path, device: torch.device
+    ) -> LatentSpace:
         """Loads the codec and takes the statistics of the training split."""
         codec = load_codec(options, device)
         cache = encode_split(codec, corpus, "train", save_dir / "latents", options.latent_dtype)
         scale = options.latent_scale if options.normalize_latent else "none"
         statistics = LatentStatistics.fit(cache.pieces(), cache.lengths, scale)
         statistics = replace(statistics, codec=f"{codec.identity} {options.enc_dec_model}")
-        return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
+        return cls(codec, statistics, save_dir / "latents", options.latent_dtype, levels)
 
     @classmethod
-    def load(cls, options: CodecOptions, run_dir: Path, save_dir: Path, device: torch.device) -> LatentSpace:
+    def load(
+        cls, options: CodecOptions, levels: Levels | None, run_dir: Path, save_dir: Path, device: torch.device
+    ) -> LatentSpace:
         """The space of an earlier run; UsageError where the codec is another one."""
         codec, statistics = load_codec(options, device), LatentStatistics.load(run_dir / STATISTICS)
         check_codec(options, codec, statistics, run_dir)
-        return cls(codec, statistics, save_dir / "latents", options.latent_dtype)
+        return cls(codec, statistics, save_dir / "latents", options.latent_dtype, levels)
 
     @property
     def lengths(self) -> LengthModel:
@@ -157,6 +164,8 @@ class LatentSpace:
 
     def save(self, run_dir: Path) -> None:
         self.statistics.save(run_dir / STATISTICS)
+        if self.levels is not None:
+            write_levels(run_dir / WINDOW, self.levels)
 
 
 def check_codec(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentStatistics, run_dir: Path) -> None:

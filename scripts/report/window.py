@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from diffusion.schedules import NoiseSchedule
-from diffusion.window import Window
+from diffusion.window import Levels, Window
 from scripts.report.charts import HUMAN_STYLE, Axis, Point, Series, Style, chart, swatch
 from scripts.report.curves import figures, legend
 from scripts.report.document import document
@@ -28,12 +28,13 @@ def page(
     title: str,
     words: str,
     levels: Sequence[Level],
-    window: Window,
+    measured: Levels,
     schedules: dict[str, NoiseSchedule],
     cells: Sequence[list[list[str]]],
 ) -> str:
     """The whole file."""
-    counted = [Point(each.gamma, each.rate / window.nats) for each in levels if each.gamma >= window.start]
+    nats = Window.of(measured).nats
+    counted = [Point(each.gamma, each.rate / nats) for each in levels if each.gamma >= measured.start]
     top = 1.2 * max(point.y for point in counted)  # of a schedule that peaks, the rest would be flat
     styles = {name: Style.of(i, i) for i, name in enumerate(schedules)}
     lines = [Series("information", counted, HUMAN_STYLE, marked=False)]

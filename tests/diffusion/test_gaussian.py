@@ -245,7 +245,7 @@ def test_command_line_defaults_and_values():
     (options,) = parser.parse_args_into_dataclasses([])
     assert options == GaussianOptions(
         objective="pred_x0", loss_type="l2", loss_space="output", beta_schedule="cosine", tan_d=9.0, noise_shift=1.0,
-        p2_loss_weight_gamma=0.0, p2_loss_weight_k=1.0, timesteps=1000,
+        time_density="uniform", window=None, p2_loss_weight_gamma=0.0, p2_loss_weight_k=1.0, timesteps=1000,
     )  # fmt: skip
     (options,) = parser.parse_args_into_dataclasses(
         "--objective pred_v --loss_type l1 --loss_space x0 --beta_schedule tan --tan_d 5 --timesteps 200".split()
@@ -267,6 +267,8 @@ def test_command_line_defaults_and_values():
         ({"beta_schedule": "sqrt"}, "linear, cosine, tan"),
         ({"tan_d": 0.0}, "--tan_d 0.0"),
         ({"tan_d": math.nan}, "--tan_d nan"),
+        ({"time_density": "loss"}, "--time_density loss needs a --window"),
+        ({"window": "window.json"}, "--time_density uniform does not read a --window"),
         ({"noise_shift": 0.0}, "--noise_shift 0.0"),
         ({"noise_shift": math.nan}, "--noise_shift nan"),
         ({"noise_shift": 1e-12}, "noise schedule"),

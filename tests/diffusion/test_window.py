@@ -8,7 +8,7 @@ from scipy.stats import norm
 from torch.nn.functional import log_softmax
 
 from diffusion.schedules import BETA_SCHEDULES, NoiseSchedule, cosine_betas, linear_betas, tan_betas
-from diffusion.window import Window, information, information_rate
+from diffusion.window import Levels, Window, information, information_rate
 
 DRAWS = 5_000
 
@@ -42,9 +42,14 @@ def test_what_is_lost_up_to_a_level_is_the_entropy_that_is_left_there(atoms):
     assert (information(gamma, information_rate(gamma, errors)) - left).abs().max() < 0.03
 
 
+def levels(gamma, rate, start=-math.inf):
+    """Levels whose information is lost at this rate."""
+    return Levels(gamma, 2 * torch.exp(gamma) * rate, start)
+
+
 def test_the_window_of_a_bell_is_where_its_quantiles_are():
     gamma = torch.linspace(-8, 16, 481, dtype=torch.float64)
-    window = Window.of(gamma, 3 * torch.from_numpy(norm.pdf(gamma, 4, 1.5)))
+    window = Window.of(levels(gamma, 3 * torch.from_numpy(norm.pdf(gamma, 4, 1.5))))
     assert [window.low, window.median, window.high] == pytest.approx(norm.ppf([0.05, 0.5, 0.95], 4, 1.5), abs=0.01)
     assert window.nats == pytest.approx(3, abs=1e-3)
     assert window.tan_d == pytest.approx(math.exp(2), rel=0.01)
@@ -54,8 +59,8 @@ def test_an_error_that_never_ends_is_cut_off_where_the_text_is_told():
     gamma = torch.linspace(-8, 16, 481, dtype=torch.float64)
     rate = torch.from_numpy(norm.pdf(gamma, 4, 1.5))
     floored = rate + information_rate(gamma, torch.full_like(gamma, 0.01))  # 1e-2 of error is 15 nats at gamma = -8
-    assert Window.of(gamma, floored).median < 0
-    assert Window.of(gamma, floored, start=0).median == pytest.approx(4, abs=0.1)
+    assert Window.of(levels(gamma, floored)).median < 0
+    assert Window.of(levels(gamma, floored, 0.0)).median == pytest.approx(4, abs=0.1)
 
 
 @pytest.mark.parametrize("width", [2, 8])
@@ -71,7 +76,7 @@ def test_copies_of_every_coordinate_move_the_window_by_their_logarithm(width):
             snr = (copies * alpha**2 / sigma**2).sqrt()
             error = 1 - torch.tanh(snr**2 + snr * x) ** 2
             errors.append(copies * torch.trapezoid(error * torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), x))
-        return Window.of(gamma, information_rate(gamma, torch.stack(errors))).median
+        return Window.of(Levels(gamma, torch.stack(errors))).median
 
     assert median(width) - median(1) == pytest.approx(math.log(width), abs=0.03)
 

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from diffusion.window import Levels
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.latent_cache import cache_folder, encoded
 from latent_models.lengths import LengthModel
@@ -53,6 +54,7 @@ from scripts.spaces import (
     save_space,
 )
 from scripts.sweep_file import read_sweep
+from scripts.window_file import read_levels
 from tests.scripts.hostile import copied, damage, damaged, in_time, inflict
 
 LENGTH = 10_000_000  # bytes in one line
@@ -284,6 +286,15 @@ rows_of_scores = st.dictionaries(
 )
 
 
+def window_of(levels: Levels) -> Any:
+    return [levels.start, levels.gamma.tolist(), levels.squared_error.tolist()]
+
+
+def window_says(text: str) -> Any:
+    found = json.loads(text)
+    return [found["window"]["start"], *([each[key] for each in found["levels"]] for key in ("gamma", "squared_error"))]
+
+
 def said(value: Any, **how) -> bytes:
     return json.dumps(value, **how).encode("utf-8")
 
@@ -393,6 +404,18 @@ FORMS = {
         st.lists(texts, **some).map(lambda t: ("".join(f"{x}\n" for x in t).encode(), t)),
         lambda folder: read_texts(folder / "s.txt"),
         lines_of,
+    ),
+    "window.json": Form(
+        "window.json",
+        st.lists(st.floats(-50, 50), unique=True, min_size=2, max_size=5).map(
+            lambda gamma: {
+                "window": {"start": min(gamma)},
+                "levels": [{"gamma": g, "squared_error": i} for i, g in enumerate(sorted(gamma))],
+            }
+        ).map(lambda window: (said(window), window_says(json.dumps(window)))),
+        lambda folder: window_of(read_levels(folder / "window.json")),
+        window_says,
+        8,
     ),
     "record of checksums": Form(
         "cached.json",
