@@ -38,6 +38,7 @@ class Prediction:
     valid: Tensor  # [B, L] bool
     label: Tensor | None = None  # [B] int, -1 for none
     x0_prev: Tensor | None = None  # [B, L, D] the estimate of the call before, if the denoiser wants it
+    forgets: bool = False  # feeds nothing back
 
     def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
         """x0_hat [B, L, D] for xt [B, L, D] at t [B]; for tokens [B, L, V], or [n, 1, V] at n positions."""
@@ -45,18 +46,58 @@ class Prediction:
         if at is not None:
             xt, t = at.of(xt), at.times(t)
         x0_hat = self.process.denoised(output.to(xt.dtype) if xt.is_floating_point() else output, xt, t)
-        self.x0_prev = x0_hat if self.denoiser.self_condition else None
+        self.feed(x0_hat)
         return x0_hat
+
+    def feed(self, x0_hat: Tensor) -> None:
+        """Makes an estimate the one that the next call is conditioned on."""
+        self.x0_prev = x0_hat if self.denoiser.self_condition and not self.forgets else None
 
     def rows(self, index: Tensor) -> Prediction:
         """The same for some samples, going on from their estimates."""
         label, x0_prev = (None if each is None else each[index] for each in (self.label, self.x0_prev))
-        return Prediction(self.process, self.denoiser, self.valid[index], label, x0_prev)
+        return Prediction(self.process, self.denoiser, self.valid[index], label, x0_prev, self.forgets)
 
     def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """log p [B, V] of the position after the `written` ids [B, i], and the denoiser's cache."""
         logits, cache = self.denoiser.next(written, cache, self.label)
         return self.process.denoised(logits, written, logits.new_zeros(len(logits))), cache
+
+
+@dataclass
+class Guided:
+    """Away from what is predicted when less is told: less + weight (told - less); 1 is no guidance.
+
+    Without its label (Ho & Salimans 2022, arXiv:2207.12598), or, `less.forgets`, without its own last estimate, where
+    more than 1 trusts that estimate more. Of tokens log-probabilities are mixed and `normalised`, or SEDD's log-scores
+    (the mixed rates of Nisonoff et al. 2024, arXiv:2406.01572). The guided estimate is what both are told next.
+    """
+
+    told: Prediction
+    less: Prediction
+    weight: float
+    normalised: bool = False
+
+    def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
+        x0_hat = self._mixed(self.told(xt, t, at), self.less(xt, t, at))
+        self.told.feed(x0_hat)
+        self.less.feed(x0_hat)
+        return x0_hat
+
+    def rows(self, index: Tensor) -> Guided:
+        return replace(self, told=self.told.rows(index), less=self.less.rows(index))
+
+    def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        caches = cache or (None, None)
+        pairs = [each.next(written, own) for each, own in zip((self.told, self.less), caches, strict=True)]
+        return self._mixed(pairs[0][0], pairs[1][0]), (pairs[0][1], pairs[1][1])
+
+    def _mixed(self, told: Tensor, less: Tensor) -> Tensor:
+        if self.weight == 1:
+            return told
+        # What cannot be has log-probability -inf in both, whose difference is nan.
+        mixed = torch.where(told == -torch.inf, told, less + self.weight * (told - less))
+        return mixed.log_softmax(-1) if self.normalised else mixed
 
 
 @dataclass

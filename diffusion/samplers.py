@@ -229,6 +229,16 @@ class SamplingOptions:
             "signal outweighs noise; 0: after the last step."
         },
     )
+    guidance: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the class label: above 1 further away from what is predicted without it, at two network "
+            "calls a step (--class_conditional)."
+        },
+    )
+    self_condition_guidance: float = field(
+        default=1.0, metadata={"help": "The same for the estimate of the step before (--self_condition)."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sharpens what is predicted of each token if below 1."})
     top_p: float = field(default=1.0, metadata={"help": "Keep the likeliest tokens that have this probability."})
     top_k: int = field(default=0, metadata={"help": "Keep this many of the likeliest tokens; 0: all."})
@@ -247,6 +257,11 @@ class SamplingOptions:
             raise DiffusionError(f"--churn {self.churn} must be 0 (none) or more")
         if not 0 <= self.early_stop < math.inf:
             raise DiffusionError(f"--early_stop {self.early_stop} must be 0 (off) or more, such as 0.02")
+        for name in ("guidance", "self_condition_guidance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DiffusionError(f"--{name} {getattr(self, name)} must be 0 or more; 1 is no guidance")
+        if self.guidance != 1 != self.self_condition_guidance:
+            raise DiffusionError("--guidance and --self_condition_guidance: leave out one of the two")
         if not 0 < self.temperature < math.inf:
             raise DiffusionError(f"--temperature {self.temperature} must be above 0; near 0 it takes the likeliest")
         if not 0 < self.top_p <= 1:

@@ -129,7 +129,7 @@ NEEDS = {"bert_model": ("diffusion_bert",), "token_counts": ("diffusion_bert",)}
 TOKENS_ONLY = ("tokenizer", "lengths", "condition_on_source")
 LATENT_ONLY = (
     "self_condition", "self_condition_prob", "bottleneck_dim", "normalize_latent", "latent_scale", "latent_dtype",
-    "ddim_sampling_eta", "q_sampling_from", "churn", "early_stop",
+    "ddim_sampling_eta", "q_sampling_from", "churn", "early_stop", "self_condition_guidance",
 )  # fmt: skip
 SAMPLER_FLAGS = {"ddim_sampling_eta": "ddim", "q_sampling_from": "q", "churn": "churn"}
 TRUNK_ONLY = ("tokenizer", "tx_dim", "tx_depth", "scale_shift", "disable_dropout", "class_conditional")
@@ -160,6 +160,10 @@ def check_flags(options: Options) -> None:
     if method.in_steps:
         T = options.gaussian.timesteps
         warped(time_grid(T, sampling.sampling_timesteps), sampling.grid_power, T)  # refuses more steps than there are
+    if sampling.guidance != 1 and not options.denoiser.class_conditional:
+        raise UsageError("--guidance: the model knows no classes; train it with --class_conditional, or leave it out")
+    if sampling.self_condition_guidance != 1 and not options.denoiser.self_condition:
+        raise UsageError("--self_condition_guidance: the model is not one of --self_condition; leave it out")
     if sampling.is_tempered and not method.is_tempered:
         raise UsageError(
             f"--temperature, --top_p and --top_k sharpen probabilities of tokens, which --method {name} does not "

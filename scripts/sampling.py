@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.early_stop import EarlyStop
-from diffusion.guidance import Clamped, Prediction, Predictor, Tempered
+from diffusion.guidance import Clamped, Guided, Prediction, Predictor, Tempered
 from diffusion.randomness import SampleGenerators, sample_seeds, uniform
 from scripts.build import System
 from scripts.errors import UsageError
@@ -156,8 +156,13 @@ def _ended(system: System, ids: list[int]) -> list[int]:
 
 
 def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Predictor:
-    """predict_x0 of a system, sharpened as its options say."""
+    """predict_x0 of a system, guided and sharpened as its options say."""
     predict_x0, chosen = Prediction(system.process, system.denoiser, valid, label), system.options.sampling
+    if chosen.guidance != 1:
+        less = replace(predict_x0, label=None)
+        predict_x0 = Guided(predict_x0, less, chosen.guidance, normalised=system.method.is_tempered)
+    elif chosen.self_condition_guidance != 1:
+        predict_x0 = Guided(predict_x0, replace(predict_x0, forgets=True), chosen.self_condition_guidance)
     if not chosen.is_tempered:
         return predict_x0
     return Tempered(predict_x0, chosen.temperature, chosen.top_p, chosen.top_k, system.process.mask_id)

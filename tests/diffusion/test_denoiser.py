@@ -135,7 +135,6 @@ def test_without_self_conditioning_the_previous_estimate_is_not_read(batch, make
     assert torch.equal(denoiser(*batch), denoiser(*batch, randn(3, 7, D, seed=2)))
 
 
-@pytest.mark.parametrize("scale_shift", [False, True])
 @pytest.mark.parametrize(("options", "rank"), [({}, D), ({"bottleneck_dim": 3}, 3)])
 def test_no_more_than_the_bottleneck_of_what_stands_at_a_position_is_read(batch, options, rank, make):
     xt, t, valid = batch
@@ -148,6 +147,7 @@ def test_no_more_than_the_bottleneck_of_what_stands_at_a_position_is_read(batch,
     assert torch.linalg.matrix_rank(jacobian).item() == rank
 
 
+@pytest.mark.parametrize("scale_shift", [False, True])
 def test_labels_change_the_output_and_minus_one_is_no_label(batch, scale_shift, make):
     denoiser = make(classes=3, scale_shift=scale_shift)
     outputs = {label: denoiser(*batch, label=torch.full((3,), label)) for label in (-1, 0, 1, 2)}

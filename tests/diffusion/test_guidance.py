@@ -1,5 +1,6 @@
 """What the sampler calls: the denoiser with its own last estimate, sharpened, or with positions held as they are."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from diffusion.denoiser import LatentDenoiser
-from diffusion.guidance import Clamped, Prediction, Tempered
+from diffusion.guidance import Clamped, Guided, Prediction, Tempered
 from diffusion.masked import D3PMProcess
 from diffusion.samplers import SAMPLERS, sample_ancestral, sample_ddim, sample_dpmpp, sample_q
 from diffusion.schedules import time_grid
@@ -231,6 +232,91 @@ def test_every_method_that_predicts_probabilities_can_be_sharpened(ideal, method
     x = sampler(process, predict_x0, process.prior((500, 2), generator()), process.grid(16), generator=generator())
     assert ((x >= 0) & (x < 3)).all()
     assert len(x.unique(dim=0)) <= (1 if method == "ar" else 6)  # of 9; which depends on what was shown first
+
+
+# Guided
+
+
+class Labelled(Recorder):
+    """Puts out its label everywhere, 0 where none is told, plus half of the estimate before."""
+
+    def forward(self, xt, t, valid, x0_prev=None, label=None, at=None):
+        super().forward(xt, t, valid, x0_prev, label, at)
+        said = torch.zeros_like(xt) if label is None else label.view(-1, 1, 1).expand_as(xt).to(xt.dtype)
+        return said if x0_prev is None else said + 0.5 * x0_prev
+
+
+def guided(process, denoiser, weight, *, forgets=False):
+    told = Prediction(process, denoiser, VALID, torch.tensor([2, 4]))
+    less = replace(told, forgets=True) if forgets else replace(told, label=None)
+    return Guided(told, less, weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 3.0])
+def test_a_label_is_followed_by_its_weight_and_both_are_told_what_came_of_it(gaussian, weight):
+    predict_x0, xt = guided(gaussian(), Labelled(self_condition=True), weight), torch.zeros(B, L, D)
+    label = torch.tensor([2.0, 4.0]).view(-1, 1, 1).expand(B, L, D)
+    first = predict_x0(xt, torch.ones(B))
+    torch.testing.assert_close(first, weight * label)
+    second = predict_x0(xt, torch.full((B,), 0.5))  # 0.5 first + label, 0.5 first
+    torch.testing.assert_close(second, 0.5 * first + weight * label)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_an_estimate_is_trusted_by_its_weight(gaussian, weight):
+    predict_x0, xt = guided(gaussian(), Labelled(self_condition=True), weight, forgets=True), torch.zeros(B, L, D)
+    first = predict_x0(xt, torch.ones(B))
+    second = predict_x0(xt, torch.full((B,), 0.5))  # label + 0.5 first, label
+    torch.testing.assert_close(second, first + weight * 0.5 * first)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_weight_of_one_is_no_guidance_to_the_bit(gaussian, generator, tiny, sampler, forgets):
+    denoiser, p = tiny(LatentDenoiser, D, 5, self_condition=True), gaussian()
+    with_one = guided(p, denoiser, 1.0, forgets=forgets)
+    x = p.prior((B, L, D), generator())
+    ours, plain = (
+        SAMPLERS[sampler](p, predict_x0, x, time_grid(1000, 5), generator=generator(1))
+        for predict_x0 in (with_one, replace(with_one.told))
+    )
+    assert torch.equal(ours, plain)
+
+
+def test_some_rows_are_guided_as_among_all(gaussian, randn, tiny):
+    predict_x0 = guided(gaussian(), tiny(LatentDenoiser, D, 5, self_condition=True), 2.0)
+    xt, t = randn(B, L, D), torch.tensor([0.2, 0.9])
+    whole, index = predict_x0(xt, t), torch.tensor([1])
+    some = guided(gaussian(), predict_x0.told.denoiser, 2.0).rows(index)(xt[index], t[index])
+    torch.testing.assert_close(some[0][VALID[1]], whole[1][VALID[1]], rtol=1e-5, atol=1e-5)
+
+
+class Told:
+    """A prediction of tokens that is given."""
+
+    def __init__(self, log_p):
+        self.log_p = log_p
+
+    def __call__(self, xt, t, at=None):
+        return self.log_p
+
+    def next(self, written, cache):
+        return self.log_p, (cache or 0) + 1
+
+    def feed(self, x0_hat):
+        pass
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
+def test_guided_probabilities_are_those_of_the_mixture_of_logarithms(weight):
+    told = torch.tensor([0.5, 0.3, 0.2, 0.0]).log().view(1, 1, 4)
+    less = torch.tensor([0.2, 0.4, 0.4, 0.0]).log().view(1, 1, 4)
+    predict_x0 = Guided(Told(told), Told(less), weight, normalised=True)
+    wanted = less.exp() * (told - less).nan_to_num().mul(weight).exp()
+    torch.testing.assert_close(predict_x0(None, None).exp(), wanted / wanted.sum())
+    found, cache = predict_x0.next(torch.zeros(1, 0), None)
+    torch.testing.assert_close(found.exp(), wanted / wanted.sum())
+    assert predict_x0.next(torch.zeros(1, 1), cache)[1] == (2, 2)
 
 
 # Clamped

@@ -79,6 +79,8 @@ TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_
         TRAIN + "--q_sampling_from 0.3": "--q_sampling_from belongs to --sampler q",
         TRAIN + "--sampler dpmpp --q_sampling_from 0.3": "--q_sampling_from belongs to --sampler q",
         TRAIN + "--method mdlm --q_sampling_from 0.3": "--q_sampling_from belongs to --method latent",
+        TRAIN + "--guidance 2": "--guidance: the model knows no classes",
+        TRAIN + "--self_condition_guidance 2": "--self_condition_guidance: the model is not one of --self_condition",
         TRAIN + "--churn 2": "--churn belongs to --sampler churn",
         TRAIN + "--noise_shift 0": "--noise_shift 0.0 must be above 0",
         TRAIN + "--method mdlm --noise_shift 2": "--noise_shift belongs to --method latent",
