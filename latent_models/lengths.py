@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latent_models.claim import to_disk
 from latent_models.codec import ModelError, first_line
@@ -76,6 +77,10 @@ class LengthModel:
     def max_length(self) -> int:
         """The longest length that `nll` knows."""
         return len(self.counts) - 1
+
+    def up_to(self, limit: int) -> LengthModel:
+        """The same, where texts of up to `limit` positions occur: `nll` knows these, sampling is as before."""
+        return LengthModel(pad(self.counts, (0, max(0, limit - self.max_length))))
 
     def lengths_at(self, u: Tensor) -> Tensor:
         """Lengths [B] at the quantiles u [B] in [0, 1) of the training lengths; u uniform draws from them."""

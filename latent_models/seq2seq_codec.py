@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -188,6 +189,11 @@ class Seq2SeqCodec:
             encoder_outputs=BaseModelOutput(last_hidden_state=x0), attention_mask=valid.long(), labels=ids
         ).logits
         return logits, ids
+
+    def nats_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> Tensor:
+        """-log p [B] in nats, float64, of each text and its EOS as the decoder writes them from x0 [B, L, D]."""
+        logits, ids = self.logits_of(texts, x0, valid)
+        return cross_entropy(logits.float().mT, ids, ignore_index=IGNORED, reduction="none").double().sum(1)
 
     def reconstruct(self, texts: Sequence[str], strategy: str = "beam", batch_size: int = 64) -> list[str]:
         """Encodes and decodes, for judging the codec by itself."""

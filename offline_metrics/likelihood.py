@@ -3,7 +3,7 @@
 N texts, K draws of a bound.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite, log, nan, sqrt
 
 import numpy as np
@@ -15,12 +15,17 @@ NO_SPREAD = "one {0}, or one that is not finite, has no spread"
 
 
 def likelihood(
-    nats: np.ndarray, tokens: Sequence[int], words: Sequence[int], characters: Sequence[int] | None = None
+    nats: np.ndarray,
+    tokens: Sequence[int],
+    words: Sequence[int],
+    characters: Sequence[int] | None = None,
+    parts: Mapping[str, np.ndarray] | None = None,
 ) -> Scores:
     """Nats per sequence, token and word of nats [N, K] (K draws of a bound on each text), each sum over sum.
 
     `_std` is the standard error over texts, which contains that of the draws; `nats_per_token_draws` is the part that
-    more draws would remove. With `characters`, bits per character too. MetricError for counts that do not fit.
+    more draws would remove. With `characters`, bits per character too; with `parts`, the nats [N] of each for every
+    text, `nats_per_token_<part>`. MetricError for counts that do not fit.
     """
     nats = np.asarray(nats, dtype=np.float64)
     counts = {"nats_per_sequence": np.ones(len(nats)), "nats_per_token": np.asarray(tokens, dtype=np.float64)}
@@ -29,8 +34,10 @@ def likelihood(
         counts["bits_per_character"] = np.asarray(characters, dtype=np.float64) * log(2)
     if nats.ndim != 2 or not len(nats) or any(len(count) != len(nats) for count in counts.values()):
         raise MetricError(f"likelihood: nats of shape {nats.shape}; expected [N, K] and as many counts, N at least 1")
-    per_text, row = nats.mean(1), Scores()
-    for name, count in counts.items():
+    ratios = {name: (nats.mean(1), count) for name, count in counts.items()}
+    ratios |= {f"nats_per_token_{part}": (each, counts["nats_per_token"]) for part, each in (parts or {}).items()}
+    row = Scores()
+    for name, (per_text, count) in ratios.items():
         value, error = _ratio(per_text, count)
         reason = "the likelihood of a text is not a number" if count.sum() else f"there are no {name.split('_')[-1]}s"
         row.add({name: value}, reason)

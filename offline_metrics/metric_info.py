@@ -11,7 +11,15 @@ class MetricInfo(NamedTuple):
     format: str
 
 
-LIKELIHOOD = ("nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character")
+# What a token owes to the parts of a bound; the last is what the first would be with the latents of other texts.
+PARTS: dict[str, MetricInfo] = {
+    "nats_per_token_reconstruction": MetricInfo("reconstruction", None, ".3f"),
+    "nats_per_token_diffusion": MetricInfo("diffusion", None, ".3f"),
+    "nats_per_token_prior": MetricInfo("prior", None, ".3f"),
+    "nats_per_token_length": MetricInfo("length", None, ".3f"),
+    "nats_per_token_shuffled": MetricInfo("reconstruction, shuffled", None, ".3f"),
+}
+LIKELIHOOD = ("nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character", *PARTS)
 
 # The columns of a report, in order.
 METRICS: dict[str, MetricInfo] = {
@@ -19,6 +27,9 @@ METRICS: dict[str, MetricInfo] = {
     "nats_per_word": MetricInfo("nats/word", False, ".3f"),
     "nats_per_sequence": MetricInfo("nats/sequence", False, ".3f"),
     "bits_per_character": MetricInfo("bits/character", False, ".3f"),
+    **PARTS,
+    # Of the diffusion process: the noise at which a decoder takes over.
+    "first_step": MetricInfo("first step", None, ",.0f"),
     "bleu": MetricInfo("BLEU", True, ".2f"),
     "sentence_bleu4": MetricInfo("sentence BLEU-4", True, ".3f"),
     "rouge_l": MetricInfo("ROUGE-L", True, ".3f"),
@@ -74,6 +85,7 @@ COUNTS: frozenset[str] = frozenset(
         "likelihood_texts",
         "likelihood_tokens",
         "draws",
+        "first_log_snr",
         "nats_per_token_draws",
     }
 )

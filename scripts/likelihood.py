@@ -1,17 +1,15 @@
-"""Likelihood of a split under a method on tokens, counted alike for all: every text and its EOS, and its length.
+"""Likelihood of a split, counted alike for all methods: every text and its EOS, and its length.
 
-A text's nats are the bound on its tokens given how many there are, and those of that number, unless the model writes
-the end of a text itself. Sources are given and cost nothing.
+Here of methods on tokens: a text's nats are the bound on its tokens given how many there are, and those of that number,
+unless the model writes the end of a text itself. Sources are given and cost nothing.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.guidance import Prediction
 from diffusion.likelihood import draws_of_bound
@@ -21,17 +19,21 @@ from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
 from scripts.build import System
 from scripts.evaluation import write_rows
-from scripts.processes import is_main, shared_out
+from scripts.latent_likelihood import latent_likelihood
+from scripts.processes import is_main, shared_groups
 
 SEED = 42
 
 
-def evaluate_likelihood(system: System, name: str, folder: Path) -> Scores:
-    """Writes and prints nats per text, token and word of the split of that name."""
-    row = split_likelihood(system, name)
+def evaluate_likelihood(system: System, name: str, folder: Path) -> dict[str, Scores]:
+    """Writes and prints nats per text, token and word of the split of that name; the first row is that of the run."""
+    if system.method.on_tokens:
+        rows = {system.options.method.method: split_likelihood(system, name)}
+    else:
+        rows = latent_likelihood(system, name)
     if is_main():
-        print(f"{folder}\n\n{write_rows(folder, {system.options.method.method: row})}", flush=True)
-    return row
+        print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
+    return rows
 
 
 @torch.no_grad()
@@ -42,8 +44,6 @@ def split_likelihood(system: System, name: str) -> Scores:
     draws = 1 if system.method.causal else options.training.likelihood_draws
     seeds = sample_seeds(SEED, 0, len(split))
     nats = torch.zeros(len(split), draws, dtype=torch.float64)
-    order = torch.tensor(data.lengths).argsort(stable=True)
-    groups = order.split(options.training.eval_batch_size)
 
     def draw(group: Tensor) -> Tensor:
         """The nats [b, draws] of some texts."""
@@ -53,12 +53,10 @@ def split_likelihood(system: System, name: str) -> Scores:
         label = None if batch.label is None else batch.label.to(device)
         predict_x0 = Prediction(system.process, system.denoiser, valid, label)  # not sharpened, as samples may be
         generator = SampleGenerators([seeds[i] for i in rows], valid.sum(1).tolist())
-        bar.update()
         return draws_of_bound(system.process, predict_x0, x0, free, draws, generator).cpu()
 
-    with tqdm(total=len(groups), desc="likelihood", file=sys.stderr, mininterval=1, disable=not is_main()) as bar:
-        for group, found in zip(groups, shared_out(groups, draw), strict=True):
-            nats[group] = found
+    for group, found in shared_groups("likelihood", data.lengths, options.training.eval_batch_size, draw):
+        nats[group] = found
     if not system.writes_length:
         nats += system.space.lengths.nll(torch.from_numpy(data.split.target_lengths))[:, None]
     codec, is_paired = system.space.codec, options.tokens.condition_on_source

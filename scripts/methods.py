@@ -199,10 +199,6 @@ def _check_bert(options: Options) -> None:
 def check_likelihood(options: Options) -> None:
     """Raises UsageError where --ppl_eval would have nothing to say of such a run."""
     name = options.method.method
-    if not METHODS[name].on_tokens:
-        raise UsageError(
-            f"--ppl_eval needs a method on tokens; this run is {name}, whose samples --eval and --eval_test score"
-        )
     if name == "diffusion_bert" and options.spindle.spindle not in ("none", "type"):
         raise UsageError(
             f"--ppl_eval: --spindle {options.spindle.spindle} has no likelihood, since its reverse step depends on the "

@@ -52,7 +52,7 @@ class RunOptions:
         default=False, metadata={"help": "sample and score against the test split, seeds 42 to 46: mean and spread"}
     )
     ppl_eval: bool = field(
-        default=False, metadata={"help": "bound or measure the likelihood of the test split, for methods on tokens"}
+        default=False, metadata={"help": "bound or measure the likelihood of the test split"}
     )
     gen_data: bool = field(
         default=False, metadata={"help": "write num_samples texts (shared out over classes) for each of seeds 42 to 46"}

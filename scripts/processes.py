@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import distributed
+from torch import Tensor, distributed
+from tqdm import tqdm
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
@@ -44,6 +48,24 @@ def shared_out(items: Sequence[Item], work: Callable[[Item], Made]) -> list[Made
     by_rank = [None] * count
     distributed.all_gather_object(by_rank, made)
     return [by_rank[i % count][i // count] for i in range(len(items))]
+
+
+def shared_groups(
+    title: str, lengths: np.ndarray, size: int, work: Callable[[Tensor], Made]
+) -> list[tuple[Tensor, Made]]:
+    """Texts in groups of `size` that are alike in length: the indices of each, and what work(indices) makes of them.
+
+    Shared out over the processes, with a bar of that title.
+    """
+    groups = torch.tensor(lengths).argsort(stable=True).split(size)
+    with tqdm(total=len(groups), desc=title, file=sys.stderr, mininterval=1, disable=not is_main()) as bar:
+
+        def one(group: Tensor) -> Made:
+            made = work(group)
+            bar.update()
+            return made
+
+        return list(zip(groups, shared_out(groups, one), strict=True))
 
 
 @contextmanager

@@ -47,6 +47,15 @@ def test_a_length_without_probability_is_refused(length):
         LengthModel.fit(np.array([2, 3]), max_length=5).nll(torch.tensor([2, length]))
 
 
+def test_longer_texts_may_occur_and_are_never_drawn():
+    fitted = LengthModel.fit(np.array([2, 2, 3]), max_length=3)
+    wider = fitted.up_to(5)
+    assert wider.counts.tolist() == LengthModel.fit(np.array([2, 2, 3]), max_length=5).counts.tolist()
+    u = torch.linspace(0, 1 - 1e-12, 1001, dtype=torch.float64)
+    assert torch.equal(wider.lengths_at(u), fitted.lengths_at(u))
+    assert torch.equal(wider.up_to(2).counts, wider.counts)
+
+
 def test_drawn_lengths_follow_the_training_lengths():
     counts = {2: 100, 5: 40, 6: 0, 9: 60}
     fitted = LengthModel.fit(np.repeat(list(counts), list(counts.values())), max_length=12)

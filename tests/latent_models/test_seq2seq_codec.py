@@ -63,6 +63,20 @@ def test_the_decoder_would_write_what_was_encoded(demo):
     assert losses[0] < 0.1 < losses[1]
 
 
+def test_a_text_costs_the_nats_of_its_tokens_alone_whatever_stands_beside_it(demo):
+    texts = ["Saffron is a pub in the suburbs.", "Juniper is a Thai pub by the river. Children are not allowed."]
+    encoded = demo.encode(texts)
+    logits, ids = demo.logits_of(texts, encoded.x0, encoded.valid)
+    wanted = [
+        -sum(row[place].log_softmax(0)[token].item() for place, token in enumerate(own) if token != IGNORED)
+        for row, own in zip(logits, ids.tolist(), strict=True)
+    ]
+    nats = demo.nats_of(texts, encoded.x0, encoded.valid)
+    assert nats.dtype == torch.float64 and nats.tolist() == pytest.approx(wanted, abs=1e-4)
+    alone = demo.encode(texts[:1])
+    assert demo.nats_of(texts[:1], alone.x0, alone.valid).item() == pytest.approx(nats[0].item(), abs=1e-4)
+
+
 def test_log_probabilities_of_a_written_text_are_those_it_was_written_with(demo):
     encoded = demo.encode(["Saffron is a pub in the suburbs."])
     x0 = encoded.x0 + 0.5 * torch.randn(encoded.x0.shape, generator=torch.Generator().manual_seed(0))

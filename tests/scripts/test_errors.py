@@ -266,10 +266,10 @@ def test_a_run_without_its_statistics(refused, run_dir):
 @pytest.mark.parametrize(
     ("method", "given", "wanted"),
     [
-        ("--method latent", "", "--ppl_eval needs a method on tokens; this run is latent"),
         ("--method diffusion_bert --spindle frequency", "", "--spindle frequency has no likelihood"),
         ("--method diffusion_bert --spindle information", "", "--spindle information has no likelihood"),
         ("--method mdlm --temperature 0.5", "--temperature 0.7", "--temperature changes samples"),
+        ("--method latent", "--temperature 0.7", "which --method latent does not predict"),
         ("--method ar", "--top_k 5", "--top_k changes samples"),
     ],
 )

@@ -76,8 +76,8 @@ def test_every_combination_is_a_run_in_a_folder_named_by_what_varies(write, tmp_
     assert [(run.name, run.evaluations) for run in plan.runs] == [
         ("method=mdlm,T_schedule=normal", ("eval_test", "ppl_eval")),
         ("method=mdlm,T_schedule=linear", ("eval_test", "ppl_eval")),
-        ("method=latent,T_schedule=normal", ("eval_test",)),  # of which there is no likelihood
-        ("method=latent,T_schedule=linear", ("eval_test",)),
+        ("method=latent,T_schedule=normal", ("eval_test", "ppl_eval")),
+        ("method=latent,T_schedule=linear", ("eval_test", "ppl_eval")),
     ]
     assert all(run.folder == tmp_path / "out" / run.name for run in plan.runs)
     last = plan.runs[-1].options
@@ -85,6 +85,11 @@ def test_every_combination_is_a_run_in_a_folder_named_by_what_varies(write, tmp_
     assert (last.run.save_dir, last.training.num_train_steps) == (str(tmp_path / "out"), 4)
     assert not plan.runs[0].options.denoiser.self_condition
     assert plan.evaluations == {"eval_test": {"num_samples": 3}, "ppl_eval": {}}
+
+
+def test_a_run_without_a_likelihood_is_passed_over_among_others(write):
+    grid = "[grid]\nmethod = ['diffusion_bert']\nspindle = ['type', 'frequency']\n[ppl_eval]\n"
+    assert [run.evaluations for run in read_sweep(write(grid)).runs] == [("ppl_eval",), ()]
 
 
 def test_a_file_without_a_grid_is_one_run(write):
@@ -111,7 +116,7 @@ def test_a_file_without_a_grid_is_one_run(write):
         "[evaluate]": "evaluate: unknown key",
         "[eval_test]\ntx_dim = 128": r"\[eval_test\] tx_dim: says what the model is",
         "[eval_test]\nnum_samples = 0": "--num_samples 0: expected at least 1",
-        "[ppl_eval]": "--ppl_eval needs a method on tokens",
+        "[ppl_eval]\n[grid]\nmethod = ['diffusion_bert']\nspindle = ['frequency']": "spindle frequency has no",
         "[grid\n": "own.toml: cannot be read .*expected a sweep file in TOML",
         f"[grid]\nrandom_seed = {'[' * 9000}": "own.toml: cannot be read .*recursion",
         f"[grid]\nrandom_seed = [0x{'f' * 5000}]": r"\[grid\] random_seed: a number that cannot be held; expected",
@@ -171,7 +176,7 @@ def test_a_sweep_runs_what_is_missing_and_continues_what_broke(write, call, line
     outcome = call(sweep.main, str(path))
     assert outcome.status == 0, outcome.err
     assert [line.split()[0].split("=")[0] for line in lines] == [
-        "--ppl_eval", "--save_dir", "--eval_test", "--save_dir", "--eval_test"
+        "--ppl_eval", *["--save_dir", "--eval_test", "--ppl_eval"] * 2
     ]  # fmt: skip
     assert "4 runs under" in outcome.err and "1 done, 3 to do" in outcome.err and "left" in outcome.err
     assert listed() == ["done"] * 4
@@ -179,7 +184,7 @@ def test_a_sweep_runs_what_is_missing_and_continues_what_broke(write, call, line
     assert all(torch.equal(weights[name], after[name]) for name in weights)
     lines.clear()
     assert call(sweep.main, str(path)).status == 0 and lines == []
-    assert len(list((tmp_path / "out" / "latents").iterdir())) == 2  # which both runs on latents read
+    assert len(list((tmp_path / "out" / "latents").iterdir())) == 3  # which both runs on latents read
     assert (whole / "evaluation" / "test_step_00000004" / "scores.json").is_file()
 
 

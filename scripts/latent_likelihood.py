@@ -1,0 +1,156 @@
+"""Likelihood of a split under the latent model: a bound in nats, the parts it is made of, and a control.
+
+A text pays for its tokens as the codec's decoder writes them from noisy latents (`reconstruction`), for these latents
+(`diffusion` and `prior`, see diffusion/gaussian_bound.py) and for its length. What the decoder reads is the network's
+estimate of x0, as at the end of sampling. `shuffled` is the reconstruction from the latents of another text: where it
+is no worse, the decoder writes texts by itself and the latents say nothing.
+
+The bound holds wherever the decoder reads, but each level of noise makes another model. At little noise all is in the
+latents, and details of them cost nats that no text needs; at much noise an autoregressive decoder goes without them,
+which may well be cheaper but is not the model that samples are drawn from. So the level is that of the least bound of
+which no more than a tenth is the decoder's; the least bound of all has a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian_bound import (
+    draws_of_diffusion,
+    log_snr,
+    own_estimate,
+    prior_nats,
+    proposal,
+    spread_steps,
+    squared_error,
+    step_costs,
+)
+from diffusion.randomness import SampleGenerators, sample_seeds
+from diffusion.training.objective import Batch
+from latent_models.token_codec import TokenCodec, word_counts
+from offline_metrics.likelihood import likelihood
+from offline_metrics.scores import Scores
+from scripts.build import System
+from scripts.console import note
+from scripts.processes import shared_groups
+
+SEED = 42
+LEVELS = 48  # of noise, measured on validation texts
+PILOT_TEXTS = 64
+DECODER_SHARE = 0.1  # at most, of a bound on texts that lie in their latents
+
+
+@torch.no_grad()
+def latent_likelihood(system: System, name: str) -> dict[str, Scores]:
+    """Nats per text, token and word of a split: `--likelihood_draws` draws of each bound for each text."""
+    counts = _counts(system, getattr(system.corpus, name).texts)
+    return {title: _row(system, name, counts, *start) for title, start in _starts(system).items()}
+
+
+def _row(system: System, name: str, counts: tuple[list[int], list[int]], first: int, chances: Tensor) -> Scores:
+    """The bound where the decoder reads at step `first`, the steps after it being drawn with these chances."""
+    process, options = system.process, system.options.training
+    texts, data = getattr(system.corpus, name).texts, system.data(name)
+    seeds, partners = sample_seeds(SEED, 0, len(texts)), _partners(data.lengths)
+
+    def parts_of(group: Tensor) -> dict[str, Tensor]:
+        """The parts [b, K] of some texts."""
+        batch, generator = _drawn(system, data, group, seeds)
+        predict = own_estimate(process, system.denoiser, batch.valid, batch.label)
+        written = [
+            _decoder_nats(system, texts, group, batch, _estimate(system, batch, first, generator))
+            for _ in range(options.likelihood_draws)
+        ]
+        other, others_generator = _drawn(system, data, partners[group], seeds)
+        shuffled = _decoder_nats(system, texts, group, other, _estimate(system, other, first, others_generator))
+        parts = {
+            "reconstruction": torch.stack(written, 1),
+            "diffusion": draws_of_diffusion(
+                process, predict, batch.x0, batch.valid, first, chances, options.likelihood_draws, generator
+            ),
+            "prior": prior_nats(process, batch.x0, batch.valid)[:, None],
+            "length": system.space.lengths.nll(batch.valid.sum(1))[:, None],
+            "shuffled": shuffled[:, None],
+        }
+        return {part: nats.cpu() for part, nats in parts.items()}
+
+    groups = shared_groups("likelihood", data.lengths, options.eval_batch_size, parts_of)
+    place = torch.cat([group for group, _ in groups]).argsort()
+    parts = {part: torch.cat([found[part] for _, found in groups])[place].numpy() for part in groups[0][1]}
+    nats = sum(parts[part] for part in parts if part != "shuffled")
+    row = likelihood(nats, *counts, parts={part: each.mean(1) for part, each in parts.items()})
+    row |= {"first_step": float(first), "first_log_snr": log_snr(process)[first - 1].item()}
+    return row
+
+
+def _starts(system: System) -> dict[str, tuple[int, Tensor]]:
+    """By row, the step at which the decoder reads and the proposal for the steps after it, from validation texts."""
+    process, data, texts = system.process, system.data("valid"), system.corpus.valid.texts
+    some = torch.linspace(0, len(texts) - 1, min(len(texts), PILOT_TEXTS)).long()
+    seeds, steps = sample_seeds(SEED, 0, len(texts)), spread_steps(process, LEVELS)
+
+    def measure(group: Tensor) -> Tensor:
+        """Squared error and nats of the decoder of some texts at every level [b, levels, 2]."""
+        rows, found = some[group], []
+        batch, generator = _drawn(system, data, rows, seeds)
+        for step in steps:
+            x0_hat = _estimate(system, batch, step, generator)
+            nats = _decoder_nats(system, texts, rows, batch, x0_hat)
+            found.append(torch.stack([squared_error(x0_hat, batch.x0, batch.valid), nats], 1).cpu())
+        return torch.stack(found, 1)
+
+    size = system.options.training.eval_batch_size
+    groups = shared_groups("levels of noise", data.lengths[some.numpy()], size, measure)
+    errors, nats = torch.cat([found for _, found in groups]).mean(0).unbind(1)
+    costs = step_costs(process, steps, errors.tolist())
+    totals = nats + torch.stack([costs[step:].sum() for step in steps])
+    in_latents = torch.where(nats <= DECODER_SHARE * totals, totals, torch.inf)
+    method = system.options.method.method
+    starts = {}
+    for title, candidates in ((method, in_latents), (f"{method}, least bound", totals)):
+        first = steps[int(candidates.argmin())]
+        if first not in (step for step, _ in starts.values()):
+            starts[title] = first, proposal(costs[first:])
+            note(
+                f"{title}: the decoder reads step {first:,} of {process.timesteps:,} (log SNR "
+                f"{log_snr(process)[first - 1]:.2f}), chosen on {len(some)} validation texts"
+            )
+    return starts
+
+
+def _counts(system: System, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Tokens of each text with its EOS, and words, as methods on tokens count them; nothing of what was cut off."""
+    codec = system.space.codec
+    others = codec.tokenizer.num_special_tokens_to_add() - 1  # which the decoder writes too, but nobody counts
+    counted = TokenCodec(codec.tokenizer, codec.max_length - others)
+    return counted.encode_split(texts).target_lengths.tolist(), word_counts(counted.cut(texts)).tolist()
+
+
+def _partners(lengths: Sequence[int]) -> Tensor:
+    """For each text [N] another of about its length: the one before it, texts of one length in random order."""
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(SEED))
+    order = order[torch.as_tensor(lengths)[order].argsort(stable=True)]
+    return torch.empty_like(order).scatter(0, order, order.roll(1))
+
+
+def _drawn(system: System, data, rows: Tensor, seeds: Sequence[int]) -> tuple[Batch, SampleGenerators]:
+    """Some texts of a split on the device of the model, and their random numbers."""
+    device = next(system.denoiser.parameters()).device
+    batch = data.batch(rows.numpy()).each(lambda part: part.to(device))
+    return batch, SampleGenerators([seeds[i] for i in rows.tolist()], batch.valid.sum(1).tolist())
+
+
+def _estimate(system: System, batch: Batch, step: int, generator: SampleGenerators) -> Tensor:
+    """x0_hat [B, L, D] from one draw of the latents at a step."""
+    t = torch.full((len(batch.x0),), step / system.process.timesteps, dtype=torch.float64, device=batch.x0.device)
+    predict = own_estimate(system.process, system.denoiser, batch.valid, batch.label)
+    return predict(system.process.corrupt(batch.x0, t, generator), t)
+
+
+def _decoder_nats(system: System, texts: Sequence[str], rows: Tensor, read: Batch, x0_hat: Tensor) -> Tensor:
+    """-log p [B] of some texts, written from the latents x0_hat of those that are read."""
+    space = system.space
+    return space.codec.nats_of([texts[i] for i in rows.tolist()], space.statistics.unnormalise(x0_hat), read.valid)
