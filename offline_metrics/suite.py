@@ -197,7 +197,7 @@ class MetricSuite:
         with self.stage("perplexity"):
             self._add_perplexity(row, texts)
         with self.stage("entropy"):
-            row.add({"unigram_entropy": unigram_entropy(texts)["unigram_entropy"]}, "there are no texts")
+            row.add(unigram_entropy(texts), "there is no word")
         self._add_mauve(row, "mauve", *against_references)
         self._add_mauve(row, "mauve_train", *against_training)
         with self.stage("diversity"):

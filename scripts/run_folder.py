@@ -19,8 +19,8 @@ WRITTEN = "what an evaluation writes: remove it and evaluate again"
 # What a comparison shows of a run, where it was measured.
 COLUMNS = (
     "nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character", "bleu", "rouge_l", "div_4",
-    "candidate_self_bleu4", "corpus_perplexity", "unigram_entropy", "mauve", "diversity", "self_bleu4", "memorization",
-    "acceptance", "mean_words", "seconds_per_sample", "parameters",
+    "candidate_self_bleu4", "corpus_perplexity", "unigram_entropy", "pooled_unigram_entropy", "mauve", "diversity",
+    "self_bleu4", "memorization", "acceptance", "mean_words", "seconds_per_sample", "parameters",
 )  # fmt: skip
 
 

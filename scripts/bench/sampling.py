@@ -18,6 +18,7 @@ import torch
 from diffusion.randomness import sample_seeds, uniform
 from scripts.bench.measure import Column, Output, Row, Stopwatch, spread, table
 from scripts.build import System, load_system
+from scripts.cells import check_cells, with_cell
 from scripts.command_line import parse
 from scripts.console import note
 from scripts.errors import UsageError, run
@@ -25,7 +26,6 @@ from scripts.hardware import device
 from scripts.options import Options
 from scripts.sampling import prediction, sample
 from scripts.spaces import Space
-from scripts.step_curves import check_cells, with_cell
 
 COLUMNS = (
     Column("cell", "sampled by"),

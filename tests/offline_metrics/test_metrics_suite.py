@@ -12,7 +12,7 @@ from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
 from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
-from offline_metrics.metric_info import COUNTS, METRICS
+from offline_metrics.metric_info import COUNTS, METRICS, PARTS
 from offline_metrics.perplexity import perplexity
 from offline_metrics.report import table
 from offline_metrics.result_store import ResultStore
@@ -24,8 +24,8 @@ NOT_IN_A_ROW = {
     "likelihood_texts", "likelihood_tokens", "draws", "nats_per_token_draws",
     "nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character",
     "bleu", "sentence_bleu4", "rouge_l", "dist_1_per_text", "div_4", "candidate_self_bleu4",
-    "pooled_unigram_entropy", "dist_1", "dist_2", "self_bleu4",
-    "seconds_per_sample", "parameters", "runs",
+    "dist_1", "dist_2", "self_bleu4",
+    "seconds_per_sample", "parameters", "runs", *PARTS, "first_step", "first_log_snr",
 }
 
 

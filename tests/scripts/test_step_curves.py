@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts import step_curves
+from scripts import cells, step_curves
 from scripts.errors import USER_ERRORS, UsageError
 
 RUN = "pre_trained_models/diffusion-demo"
@@ -25,13 +25,13 @@ def call(monkeypatch, tmp_path):
 
 
 def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path, monkeypatch):
-    made, sample = [], step_curves.sample
+    made, sample = [], cells.sample
 
     def watched(system, *args, **settings):
         made.append((system.sampler, system.times))
         return sample(system, *args, **settings)
 
-    monkeypatch.setattr(step_curves, "sample", watched)
+    monkeypatch.setattr(cells, "sample", watched)
     call("--cells ddim:3 dpmpp:2:0.5 --seeds 1 2")
     assert [len(times) - 1 for _, times in made] == [3, 3, 2, 2]
     assert made[0][0].func.__name__ == "sample_ddim" and made[2][0].func.__name__ == "sample_dpmpp"
@@ -49,6 +49,8 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
     call("--cells ddim:3 q:2 --seeds 1 2 3")  # new: a third seed, another cell
     assert [len(times) - 1 for _, times in made] == [3, 2, 2, 2]
     made.clear()
+    call("--cells sampler=churn,churn=2,sampling_timesteps=2 --seeds 1")
+    assert made.pop()[0].keywords == {"churn": 2.0}
     call("--cells ddim:3 --seeds 1 --ddim_sampling_eta 0")  # not what was scored under this name
     assert len(made) == 1
     (folder / "ddim_3" / "seed_1" / "cell.json").write_text('{"asked": ')
@@ -57,7 +59,7 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("cells", "wanted"),
+    ("line", "wanted"),
     {
         "": "expected --cells",
         "--cells ddim": "expected SAMPLER:STEPS",
@@ -67,11 +69,16 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
         "--cells ddim:2000": "--sampling_timesteps 2000 must be between",
         "--cells ddim:0": "--sampling_timesteps 0 must be 1 or more",
         "--cells ddim:3:0": "--grid_power 0.0 must be above 0",
+        "--cells heat=3": "heat is no flag of sampling",
+        "--cells temperature=0.5": "which --method latent does not predict",
+        "--cells churn=2": "--churn belongs to --sampler churn",
+        "--cells churn=2,sampler=churn,": "expected SAMPLER:STEPS",
+        "--cells grid_power=x": "--grid_power.*: invalid float value",
         "--cells ddim:3 --strategy greedy": "--strategy 'greedy' is not one of",
     }.items(),
 )
-def test_a_cell_that_cannot_be_is_refused_before_anything_is_sampled(call, cells, wanted, tmp_path):
+def test_a_cell_that_cannot_be_is_refused_before_anything_is_sampled(call, line, wanted, tmp_path):
     with pytest.raises(USER_ERRORS, match=wanted) as error:
-        call(cells)
+        call(line)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,171 @@
+"""Quality against diversity: what runs gave as a flag was turned, compared where texts are as varied as people's.
+
+    python -m scripts.step_curves --resume_dir RUN --cells temperature=0.6 temperature=0.7 ...   # each run
+    python -m scripts.frontier RUN [RUN ...] [--output_dir FOLDER]
+
+A perplexity can always be bought with sameness, so a single number compares nothing. Every run's cells make curves, one
+for each flag that was turned; where a curve passes the entropy of human text its other scores are read off, between its
+two nearest cells. Writes frontier.html, frontier.md and frontier.json.
+"""
+
+from __future__ import annotations
+
+from argparse import RawDescriptionHelpFormatter
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, isfinite, log, nan
+from pathlib import Path
+
+from diffusion.training.files import write_text
+from offline_metrics import report
+from offline_metrics.metric_info import info_of
+from offline_metrics.scores import Scores
+from scripts.cells import dial_of
+from scripts.checks import check_writable
+from scripts.console import note
+from scripts.errors import PlainParser, UsageError, run
+from scripts.evaluation import HUMAN
+from scripts.report.charts import HUMAN_STYLE, Axis, Point, Series, Style, chart, swatch
+from scripts.report.curves import figures, label, legend
+from scripts.report.document import document
+from scripts.report.markup import Html, el
+from scripts.report.runs import found_in
+from scripts.report.settings import spread
+from scripts.report.tables import score_table
+from scripts.run_folder import as_scores, read
+
+FROM_HERE = Path("saved_models/frontier")
+ENTROPY = "pooled_unigram_entropy"
+MATCHED = ("corpus_perplexity", "mauve", "diversity", "rep_4", "memorization", "acceptance")
+SHOWN = (ENTROPY, "unigram_entropy", *MATCHED, "seconds_per_sample")
+AXES = ((ENTROPY, "corpus_perplexity"), (ENTROPY, "mauve"), ("diversity", "mauve"), ("diversity", "corpus_perplexity"),
+        (ENTROPY, "rep_4"), ("diversity", "memorization"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rows of one run as one flag was turned, by its value."""
+
+    name: str
+    dial: str
+    rows: dict[float, Scores]
+
+    def at(self, entropy: float) -> Scores | None:
+        """Its scores where the pooled entropy is so much, between the two cells around it; None where it never is."""
+        for (_, a), (_, b) in pairwise(sorted(self.rows.items())):
+            low, high = a.get(ENTROPY, nan), b.get(ENTROPY, nan)
+            if min(low, high) <= entropy <= max(low, high) and low != high:
+                share = (entropy - low) / (high - low)
+                both = [name for name in MATCHED if name in a and name in b]
+                return Scores({name: _between(name, a[name], b[name], share) for name in both})
+        return None
+
+
+def _between(name: str, a: float, b: float, share: float) -> float:
+    """Along a straight line; of perplexities in their logarithms."""
+    if name.endswith("perplexity"):
+        return exp(log(a) + share * (log(b) - log(a)))
+    return a + share * (b - a)
+
+
+def curves_of(run_dir: Path, name: str) -> tuple[list[Curve], dict[str, Scores], set[int]]:
+    """The curves of a run, its human row by cell, and on how many texts they rest."""
+    turned: dict[tuple[str, str], dict[float, Scores]] = defaultdict(dict)
+    human, bases = {}, set()
+    newest = max(run_dir.glob("evaluation/curves_step_*"), default=None)
+    for folder in sorted(newest.iterdir()) if newest else []:
+        found = [read(path, _cell) for path in sorted(folder.glob("seed_*/cell.json"))]
+        if not found or found[0][0] is None:
+            continue
+        cell, _, strategy = found[0][:3]
+        fixed, dial, value = dial_of(cell)
+        if value is None:
+            note(f"warning: {folder}: {dial} has no number to draw it at; left out")
+            continue
+        turned[fixed, dial][value] = report.aggregate([rows[strategy] for *_, rows in found])
+        human[cell] = report.aggregate([rows[HUMAN] for *_, rows in found])
+        bases |= {samples for _, samples, *_ in found}
+    titles = {key: ", ".join([name, *(part for part in key if part)]) for key in turned}
+    return [Curve(titles[key], key[1], rows) for key, rows in turned.items()], human, bases
+
+
+def _cell(found: dict) -> tuple[str | None, int, str, dict[str, Scores]]:
+    """Name, number of samples, way of writing and rows of a record; older ones have no name."""
+    return found.get("cell"), found["asked"]["samples"], found["asked"]["strategy"], as_scores(found["rows"])
+
+
+def tables(curves: list[Curve], human: Scores) -> list[list[list[str]]]:
+    """At human entropy, and all cells: line by line."""
+    matched = {curve.name: row for curve in curves if (row := curve.at(human[ENTROPY])) is not None}
+    every = {f"{curve.name} {value:g}": row for curve in curves for value, row in curve.rows.items()}
+    printed = []
+    for rows, columns in ((matched, MATCHED), (every, SHOWN)):
+        rows = {HUMAN: human, **rows}
+        lines, _ = report.cells(rows, [name for name in columns if any(name in row for row in rows.values())])
+        printed.append(lines)
+    return printed
+
+
+def page(curves: list[Curve], human: Scores, words: str, cells: list[list[list[str]]]) -> str:
+    """The whole file."""
+    styles = {curve.name: Style.of(i, i) for i, curve in enumerate(curves)}
+    drawn: list[Html | None] = []
+    for x, y in AXES:
+        series = []
+        for curve in curves:
+            points = []
+            for value, row in sorted(curve.rows.items()):
+                if isfinite(row.get(x, nan) + row.get(y, nan)):
+                    told = f"{curve.name} {value:g}: {label(y)} {row[y]:.4g}, {label(x)} {row[x]:.4g}"
+                    points.append(Point(row[x], row[y], told, spread(row, x), spread(row, y)))
+            series.append(Series(curve.name, points, styles[curve.name]))
+        if x in human and y in human:
+            series.append(Series("human text", [Point(human[x], human[y])], HUMAN_STYLE, joined=False))
+        drawn.append(chart(series, Axis(label(x)), Axis(label(y), (), y.endswith("perplexity")), label(y)))
+    names = [("human text", swatch(HUMAN_STYLE, line=False)), *((name, swatch(each)) for name, each in styles.items())]
+    sections = [
+        el("section", el("h2", "Curves"), legend(names), figures(drawn)),
+        el("section", el("h2", "Where texts are as varied as people's"), score_table(cells[0], "At human entropy")),
+        el("section", el("h2", "All cells"), score_table(cells[1], "All cells")),
+    ]
+    title = "Quality against diversity"
+    return document(title, el("header", el("h1", title), el("p", words)), el("main", *sections))
+
+
+def main() -> None:
+    parser = PlainParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of several runs")
+    parser.add_argument("--output_dir", type=Path, default=FROM_HERE, help=f"where the files go ({FROM_HERE})")
+    options = parser.parse_args()
+    check_writable("output_dir", options.output_dir)
+    titles, empty = found_in(list(dict.fromkeys(options.runs)))
+    for place, message in empty:
+        note(f"warning: {place} {message}")
+    curves, human, bases = [], {}, set()
+    for path, name in titles.items():
+        found, own, on = curves_of(path, name)
+        if not found:
+            note(f"warning: {path}: no cells; run python -m scripts.step_curves --resume_dir {path} --cells ... first")
+        curves, human, bases = curves + found, human | own, bases | on
+    if not curves:
+        raise UsageError("no run has cells; expected what scripts.step_curves writes, with one flag turned")
+    if len(bases) > 1:
+        note(f"warning: cells rest on {' and '.join(map(str, sorted(bases)))} texts: compare with care")
+    mark = next(iter(human.values()))
+    if ENTROPY not in mark:
+        raise UsageError(f"the human row has no {info_of(ENTROPY).label}; score the cells again")
+    cells = tables(curves, mark)
+    unmet = [curve.name for curve in curves if curve.at(mark[ENTROPY]) is None]
+    words = f"Human text has a pooled entropy of {mark[ENTROPY]:.3f} nats a token."
+    if unmet:
+        words += f" No cell of these curves reaches it, or all lie beyond: {', '.join(unmet)}."
+    record = {curve.name: {f"{value:g}": row for value, row in curve.rows.items()} for curve in curves}
+    report.write_json(options.output_dir / "frontier.json", {HUMAN: mark, "curves": record})
+    write_text(options.output_dir / "frontier.md", "\n\n".join([words, *map(report.markdown, cells)]) + "\n")
+    write_text(options.output_dir / "frontier.html", page(curves, mark, words, cells))
+    print(f"{options.output_dir}\n\n{words}\n\n{report.markdown(cells[0])}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Curves of quality against diversity: read from cells, and compared where they pass the entropy of human text."""
+
+import json
+import shutil
+from math import exp, log
+
+import pytest
+
+from offline_metrics.scores import Scores
+from scripts import frontier, step_curves
+from scripts.cells import dial_of
+from scripts.frontier import ENTROPY, Curve
+
+METRICS = "--perplexity_model gpt2-demo --mauve_model gpt2-demo"
+
+
+def row(entropy: float, perplexity: float, mauve: float) -> Scores:
+    return Scores({ENTROPY: entropy, "corpus_perplexity": perplexity, "mauve": mauve})
+
+
+def test_a_curve_is_read_off_between_the_cells_around_an_entropy():
+    curve = Curve("run", "temperature", {0.9: row(5.0, 40.0, 0.9), 0.5: row(3.0, 10.0, 0.5), 0.7: row(4.0, 20.0, 0.7)})
+    found = curve.at(4.25)
+    assert found["corpus_perplexity"] == pytest.approx(exp(log(20) + 0.25 * log(2)))
+    assert found["mauve"] == pytest.approx(0.75)
+    assert curve.at(3.0)["corpus_perplexity"] == pytest.approx(10) and curve.at(5.0)["mauve"] == pytest.approx(0.9)
+    assert curve.at(2.9) is None and curve.at(5.1) is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    {
+        "temperature=0.8": ("", "temperature", 0.8),
+        "sampler=churn,sampling_timesteps=25,churn=2": ("churn, sampling_timesteps 25", "churn", 2.0),
+        "ddim:25": ("ddim", "sampling_timesteps", 25.0),
+        "ddim:25:0.5": ("ddim, grid_power 0.5", "sampling_timesteps", 25.0),
+        "sampler=ddim": ("", "sampler", None),
+    }.items(),
+)
+def test_the_last_flag_of_a_cell_is_its_dial(cell, wanted):
+    assert dial_of(cell) == wanted
+
+
+@pytest.fixture(scope="module")
+def runs(small_run, call, tmp_path_factory):
+    """A folder of two runs, each with cells of its own dial."""
+    place = tmp_path_factory.mktemp("frontier")
+    for method, cells in (("mdlm", "temperature=0.5 temperature=1 temperature=2"), ("latent", "ddim:2 ddim:3")):
+        run_dir = shutil.copytree(small_run(method), place / method)
+        line = f"--resume_dir {run_dir} --num_samples 6 {METRICS} --seeds 1 2 --cells {cells}"
+        outcome = call(step_curves.main, line)
+        assert outcome.status == 0, outcome.err
+    return place
+
+
+def test_the_cells_of_several_runs_are_drawn_and_written(runs, call, tmp_path):
+    outcome = call(frontier.main, f"{runs} --output_dir {tmp_path}")
+    assert outcome.status == 0, outcome.err
+    found = json.loads((tmp_path / "frontier.json").read_text())
+    assert {name: sorted(rows) for name, rows in found["curves"].items()} == {
+        "mdlm, temperature": ["0.5", "1", "2"], "latent, ddim, sampling_timesteps": ["2", "3"],
+    }  # fmt: skip
+    assert "warning" not in outcome.err
+    assert f"{found['human'][ENTROPY]:.3f}" in outcome.out
+    page = (tmp_path / "frontier.html").read_text()
+    assert page.count("<svg") > 6 and "mdlm, temperature 0.5" in page
+    assert "| mdlm, temperature 0.5 " in (tmp_path / "frontier.md").read_text()
+
+
+def test_cells_that_are_not_there_are_told(small_run, runs, call, complaint, tmp_path):
+    line = complaint(frontier.main, f"{small_run('ar')} --output_dir {tmp_path / 'none'}")
+    assert "no run has cells; expected what scripts.step_curves writes" in line
+    outcome = call(frontier.main, f"{small_run('ar')} {runs} --output_dir {tmp_path}")
+    assert outcome.status == 0 and "no cells; run python -m scripts.step_curves" in outcome.err
+    broken = shutil.copytree(runs / "mdlm", tmp_path / "broken")
+    (path,) = broken.glob("evaluation/curves_*/temperature=1/seed_1/cell.json")
+    path.write_text("{")
+    assert f"{path}: cannot be read" in complaint(frontier.main, f"{broken} --output_dir {tmp_path}")
