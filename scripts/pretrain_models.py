@@ -12,11 +12,10 @@ B batch, L positions, D width.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -25,7 +24,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -39,11 +37,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from diffusion.training.batches import EpochBatches
-from diffusion.training.files import write_text
-from diffusion.training.optim import OptimOptions, learning_rate_factor, make_optimizer
 from latent_models.corpora import Corpus, DataOptions, load_corpus
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts.errors import UsageError, run
+from scripts.model_training import masked, train, write_card
 from scripts.options import parse
 
 BART_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0..4, as in the published BART
@@ -130,60 +127,27 @@ def batches(ids: list[list[int]], options: PretrainOptions, pad_id: int) -> Iter
         yield pad_sequence([torch.tensor(ids[i]) for i in chosen], batch_first=True, padding_value=pad_id)
 
 
-def train(
-    model: PreTrainedModel,
-    data: Iterator[Tensor],
-    loss_of: Callable[[Tensor], Tensor],
-    steps: int,
-    options: PretrainOptions,
-) -> list[dict]:
-    """AdamW with warm-up and half a cosine; returns the log, one row every 50 steps."""
-    warmup = min(200, steps // 10)
-    optim = OptimOptions(learning_rate=options.learning_rate, adam_beta2=0.98, adam_weight_decay=0.01)
-    optimizer = make_optimizer(model, optim)
-    factor = learning_rate_factor(optim.lr_schedule, warmup, steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    model.train()
-    log, losses = [], []
-    bar = tqdm(range(1, steps + 1), desc=model.config.model_type, file=sys.stderr, mininterval=1.0)
-    for step in bar:
-        loss = loss_of(next(data))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        if step % 50 == 0 or step == steps:
-            log.append({"step": step, "loss": round(torch.stack(losses).mean().item(), 4)})
-            bar.set_postfix(loss=log[-1]["loss"])
-            losses.clear()
-    model.eval()
-    return log
-
-
 def bart_loss(model: BartForConditionalGeneration, options: PretrainOptions, generator: torch.Generator):
     """Cross-entropy of the clean text from a text with masked tokens and noised encoder states."""
-    pad, mask_id = model.config.pad_token_id, BART_SPECIAL.index("<mask>")
-
-    def masked(ids: Tensor, share: Tensor) -> Tensor:
-        chosen = (torch.rand(ids.shape, generator=generator) < share) & (ids >= len(BART_SPECIAL))
-        return ids.masked_fill(chosen, mask_id)
+    pad, special = model.config.pad_token_id, range(len(BART_SPECIAL))
+    mask_id = BART_SPECIAL.index("<mask>")
 
     def loss_of(ids: Tensor) -> Tensor:
         valid = ids != pad  # [B, L]
         corrupted = torch.rand(len(ids), 1, generator=generator) < 0.5
-        states = model.get_encoder()(masked(ids, options.mask_ratio * corrupted), attention_mask=valid.long())[0]
+        states = model.get_encoder()(
+            masked(ids, options.mask_ratio * corrupted, mask_id, special, generator), attention_mask=valid.long()
+        )[0]
         # Relative to the spread of the states themselves, so that larger states cannot outgrow the noise.
         spread = states[valid].std(0)
         sigma = options.latent_noise * torch.rand(len(ids), 1, 1, generator=generator)
         states = states + sigma * spread * torch.randn(states.shape, generator=generator)
         start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
-        decoder_ids = torch.cat([start, masked(ids[:, :-1], torch.tensor(options.decoder_token_dropout))], 1)
+        seen = masked(ids[:, :-1], options.decoder_token_dropout, mask_id, special, generator)
         return model(
             encoder_outputs=BaseModelOutput(states),
             attention_mask=valid.long(),
-            decoder_input_ids=decoder_ids,
+            decoder_input_ids=torch.cat([start, seen], 1),
             labels=ids.masked_fill(~valid, -100),
         ).loss
 
@@ -207,7 +171,7 @@ def pretrain_bart(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]
     ids = tokenizer(corpus.train.texts, truncation=True, max_length=options.max_length)["input_ids"]
     data = batches(ids, options, tokenizer.pad_token_id)
     generator = torch.Generator().manual_seed(options.random_seed)
-    log = train(model, data, bart_loss(model, options, generator), options.bart_steps, options)
+    log = train(model, data, bart_loss(model, options, generator), options.bart_steps, options.learning_rate)
     held_out = corpus.valid.texts[:500]
     codec = Seq2SeqCodec(model, tokenizer, max_length=options.max_length)
     decoded = codec.reconstruct(held_out, "beam")
@@ -239,7 +203,7 @@ def pretrain_gpt2(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]
     def loss_of(rows: Tensor) -> Tensor:
         return model(rows.clamp(min=0), attention_mask=(rows != padding).long(), labels=rows).loss
 
-    log = train(model, data, loss_of, options.gpt2_steps, options)
+    log = train(model, data, loss_of, options.gpt2_steps, options.learning_rate)
     held_out = tokenizer(corpus.valid.texts[:1000], truncation=True, max_length=options.max_length)["input_ids"]
     with torch.no_grad():
         rows = [torch.tensor([[end, *row]]) for row in held_out]
@@ -256,34 +220,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, 
     return folder
 
 
-def write_card(folder: Path, corpus: Corpus, options: PretrainOptions, facts: dict, seconds: float, command: str):
-    """README.md for people and training.json (options, figures, loss log) for scripts."""
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e6
-    log = facts.pop("log")
-    lines = [
-        f"# {folder.name}",
-        "",
-        f"Trained from scratch on the {len(corpus.train):,} training texts of the dataset `{corpus.name}`, tokenizer "
-        "included. Nothing was downloaded.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| weights | {size:.1f} MB (safetensors, float32) |",
-        *(f"| {key.replace('_', ' ')} | {value:,.4g} |" if isinstance(value, float) else
-          f"| {key.replace('_', ' ')} | {value:,} |" for key, value in facts.items()),
-        f"| training time | {seconds / 60:.0f} min on {torch.get_num_threads()} CPU cores |",
-        "",
-        "Rebuild with:",
-        "",
-        f"    {command}",
-        "",
-        "`training.json` holds every option and the loss curve.",
-    ]  # fmt: skip
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
-    record = {"options": asdict(options), "dataset": corpus.name, "seconds": round(seconds), **facts, "log": log}
-    write_text(folder / "training.json", json.dumps(record, indent=1) + "\n")
-
-
 def main(argv: list[str] | None = None) -> None:
     data, options = parse([DataOptions, PretrainOptions], argv, description=__doc__)
     corpus = load_corpus(data)
@@ -293,7 +229,15 @@ def main(argv: list[str] | None = None) -> None:
     for kind in trainers_of if options.models == "both" else [options.models]:
         start = time.monotonic()
         folder, facts = trainers_of[kind](corpus, options)
-        write_card(folder, corpus, options, facts, time.monotonic() - start, command)
+        seconds = time.monotonic() - start
+        about = (
+            f"Trained from scratch on the {len(corpus.train):,} training texts of the dataset `{corpus.name}`, "
+            "tokenizer included. Nothing was downloaded."
+        )
+        log = facts.pop("log")
+        training = {"options": asdict(options), "dataset": corpus.name, "seconds": round(seconds), **facts, "log": log}
+        rows = facts | {"training time": f"{seconds / 60:.0f} min on {torch.get_num_threads()} CPU cores"}
+        write_card(folder, folder.name, about, rows, command, training)
         print((folder / "README.md").read_text(encoding="utf-8"))
 
 

@@ -1,5 +1,7 @@
 """Pretraining from scratch: tokenizers write every text back, models load where users load them."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -44,7 +46,7 @@ def test_the_gpt2_scores_texts(models):
 
 def test_training_lowers_the_loss_and_the_card_says_how_to_rebuild(models):
     for folder in models:
-        log = pretrain_models.json.loads((folder / "training.json").read_text())["log"]
+        log = json.loads((folder / "training.json").read_text())["log"]
         assert log[-1]["step"] == 30
         card = (folder / "README.md").read_text()
         assert "python -m scripts.pretrain_models" in card and "MB" in card
