@@ -103,6 +103,17 @@ class NoiseSchedule:
         index = (t.double() * self.timesteps).round().long()
         return self.table.index_select(0, index.flatten()).view(t.shape)  # a t outside [0, 1] is refused, not wrapped
 
+    def noise_ratio(self, t: Tensor) -> Tensor:
+        """sigma / alpha at times t, the noise in standard deviations of the data; float64, shaped as t."""
+        bar = self.alpha_bar(t)
+        return ((1 - bar) / bar).sqrt()
+
+    def time_at(self, noise_ratio: Tensor) -> Tensor:
+        """The first t > 0 whose sigma / alpha is at least `noise_ratio` [B], 1 where none is; float64, shaped as it."""
+        grid = torch.arange(self.timesteps + 1, dtype=torch.float64, device=noise_ratio.device) / self.timesteps
+        index = torch.searchsorted(self.noise_ratio(grid), noise_ratio.double())
+        return grid[index.clamp(1, self.timesteps)]
+
 
 def time_grid(timesteps: int, sampling_timesteps: int) -> list[float]:
     """S + 1 decreasing times from 1 to 0, as even as the T steps allow; DiffusionError unless 1 <= S <= T."""

@@ -127,6 +127,18 @@ def test_lookup_reads_every_grid_point_in_single_precision_and_rounds_between():
             schedule.alpha_bar(torch.tensor([outside]))
 
 
+@pytest.mark.parametrize("name", BETA_SCHEDULES)
+def test_the_time_of_a_noise_ratio_is_the_first_that_is_as_noisy(name):
+    schedule = NoiseSchedule.from_betas(BETA_SCHEDULES[name](100))
+    grid = torch.arange(101, dtype=torch.float64) / 100
+    levels = schedule.noise_ratio(grid)
+    assert torch.allclose(levels**2, (1 - schedule.table) / schedule.table) and levels[0] == 0
+    assert torch.equal(schedule.time_at(levels[1:]), grid[1:])
+    between = (levels[1:-1] + levels[2:]) / 2
+    assert torch.equal(schedule.time_at(between), grid[2:])
+    assert schedule.time_at(torch.tensor([0.0, 1e9])).tolist() == [0.01, 1.0]  # no time that is clean
+
+
 @pytest.mark.parametrize("T", [1, 2, 3, 10, 20])
 def test_few_steps_suit_cosine_and_tan_but_not_linear(T):
     assert NoiseSchedule.from_betas(cosine_betas(T)).timesteps == NoiseSchedule.from_betas(tan_betas(T)).timesteps == T
