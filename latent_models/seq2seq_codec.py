@@ -27,6 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from latent_models.codec import Encoded, ModelError, check_complete, check_words, reason
+from latent_models.decoders import check_encoder, check_record
 from latent_models.readers import detokenise
 
 LatentDtype = Literal["float32", "bf16"]
@@ -41,6 +42,10 @@ class CodecOptions:
     enc_dec_model: str = field(
         default="facebook/bart-base",
         metadata={"help": "cached encoder-decoder: a folder, a name under pre_trained_models/, or in the HF cache"},
+    )
+    decoder: str | None = field(
+        default=None,
+        metadata={"help": "write texts by this decoder of scripts.train_decoder (by that of --enc_dec_model)"},
     )
     max_length: int = field(default=64, metadata={"help": "longest text in tokens; longer ones are cut and counted"})
     normalize_latent: bool = field(
@@ -132,6 +137,13 @@ class Seq2SeqCodec:
             raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
         return cls(model.to(device), tokenizer, max_length, _fingerprint(digests, max_length), _identity(digests))
 
+    def with_decoder(self, folder: Path) -> Seq2SeqCodec:
+        """This codec with another decoder, of a folder that was made from it; raises ModelError for any other."""
+        check_record(folder, self.identity)
+        other = Seq2SeqCodec.load(folder, self.max_length, self.device).model
+        check_encoder(folder, self.model, other)
+        return Seq2SeqCodec(other, self.tokenizer, self.max_length, self.fingerprint, self.identity)
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -175,16 +187,18 @@ class Seq2SeqCodec:
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [detokenise(text).strip() for text in texts]
 
-    def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's logits [B, M, V] for every token of its texts, those before it and x0 [B, L, D] being given,
-        and these tokens [B, M], their special ones counted, IGNORED past the end of a text.
-
-        Differentiable in x0 and in the decoder; texts are cut at `max_length` tokens as `encode` cuts them.
-        """
+    def ids_of(self, texts: Sequence[str]) -> Tensor:
+        """The tokens [B, M] of texts, special ones counted and cut as `encode` cuts them; IGNORED past their ends."""
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.device)
-        ids = batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
+        return batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
+
+    def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's logits [B, M, V] for every token of its texts, those before it and x0 [B, L, D] being given,
+        and these tokens [B, M] as of `ids_of`. Differentiable in x0 and in the decoder.
+        """
+        ids = self.ids_of(texts)
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=x0), attention_mask=valid.long(), labels=ids
         ).logits

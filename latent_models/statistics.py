@@ -67,6 +67,12 @@ class LatentStatistics:
         """The inverse of `normalise`."""
         return x0 * (self.scale.to(x0) + EPSILON) + self.mean.to(x0)
 
+    def is_near(self, other: LatentStatistics) -> bool:
+        """Whether what one normalises is normalised by the other too, within a tenth of its spread."""
+        scale, theirs = self.scale + EPSILON, other.scale + EPSILON
+        shift = (self.mean - other.mean) / theirs
+        return bool((shift.abs() <= 0.1).all() and ((scale / theirs - 1).abs() <= 0.1).all())
+
     def save(self, path: Path) -> None:
         tensors = {"mean": self.mean, "scale": self.scale, "length_counts": self.lengths.counts}
         save_tensors(path, tensors, {"codec": self.codec})

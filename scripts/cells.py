@@ -85,6 +85,8 @@ def score_cell(system: System, cell: str, seed: int, strategy: str, place: Path)
     options = chosen.options
     asked = {"strategy": strategy, "samples": options.run.num_samples}
     asked |= {"sampling": vars(options.sampling), "metrics": vars(options.metrics)}
+    if options.codec.decoder is not None:
+        asked["decoder"] = options.codec.decoder
     made = folder / "cell.json"
     if made.is_file():
         asked_before, rows = read(made, lambda found: (found["asked"], as_scores(found["rows"])))

@@ -115,10 +115,12 @@ def check_output_dir(options: Options) -> None:
 
 
 def needed_models(options: Options) -> dict[str, tuple[Callable[[str], Path], str]]:
-    """Flag -> how to find, and the name of, what the method reads texts with."""
+    """Flag -> how to find, and the name of, what the method reads and writes texts with."""
     needed = {}
     if not METHODS[options.method.method].on_tokens:
         needed["enc_dec_model"] = find_model, options.codec.enc_dec_model
+        if options.codec.decoder is not None:
+            needed["decoder"] = find_model, options.codec.decoder
     elif options.run.resume_dir is None and options.tokens.tokenizer != CHARACTERS:
         needed["tokenizer"] = find_tokenizer, tokenizer_name(options)
     if options.method.bert_model is not None:

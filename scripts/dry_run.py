@@ -26,7 +26,7 @@ from scripts.checks import Inputs, checks, missing_metric_models, needed_models,
 from scripts.errors import USER_ERRORS, Problems
 from scripts.methods import METHODS
 from scripts.options import Options
-from scripts.spaces import STATISTICS, check_codec
+from scripts.spaces import STATISTICS, check_codec, check_decoder, load_codec
 from scripts.window_file import levels_of
 
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
@@ -78,7 +78,7 @@ def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.
     corpus, training = inputs.corpus, options.run.mode in ("train", "resume_training")
     frozen = {path: _parameters(model) for path, model in readers.items()}
     if codec is not None:
-        frozen[find_model(options.codec.enc_dec_model)] = _parameters(codec.model)
+        frozen[find_model(options.codec.decoder or options.codec.enc_dec_model)] = _parameters(codec.model)
     sizes = ", ".join(f"{len(getattr(corpus, name)):,} {name}" for name in ("train", "valid", "test"))
     findings.rows["job"] = f"{options.run.mode}, {options.method.method}, {corpus.name} ({sizes} texts)"
     findings.rows["network"] = f"{_parameters(network) / 1e6:,.1f} M parameters"
@@ -97,7 +97,7 @@ def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.
 
 def _codec(options: Options) -> Seq2SeqCodec:
     """The encoder-decoder without its weights: of their files the headers are read."""
-    return Seq2SeqCodec.load(find_model(options.codec.enc_dec_model), options.codec.max_length, "meta")
+    return load_codec(options.codec, torch.device("meta"))
 
 
 def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
@@ -110,7 +110,9 @@ def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
         levels = levels_of(options.gaussian.window, run_dir)
         space = SimpleNamespace(codec=codec, levels=levels)  # all that process and network need to know of latents
         if run_dir is not None:
-            check_codec(options.codec, codec, LatentStatistics.load(run_dir / STATISTICS), run_dir)
+            statistics = LatentStatistics.load(run_dir / STATISTICS)
+            check_codec(options.codec, codec, statistics, run_dir)
+            check_decoder(options.codec, statistics)
     process = METHODS[options.method.method].process(options, space)
     with nullcontext() if options.method.bert_model else torch.device("meta"):
         return make_denoiser(options, inputs.corpus, space, process)

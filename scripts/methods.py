@@ -128,8 +128,8 @@ SHARED_FLAGS = {"timesteps"}  # stands with the Gaussian process, and is the T o
 NEEDS = {"bert_model": ("diffusion_bert",), "token_counts": ("diffusion_bert",)}
 TOKENS_ONLY = ("tokenizer", "lengths", "condition_on_source")
 LATENT_ONLY = (
-    "self_condition", "self_condition_prob", "bottleneck_dim", "normalize_latent", "latent_scale", "latent_dtype",
-    "ddim_sampling_eta", "q_sampling_from", "churn", "early_stop", "self_condition_guidance",
+    "self_condition", "self_condition_prob", "bottleneck_dim", "decoder", "normalize_latent", "latent_scale",
+    "latent_dtype", "ddim_sampling_eta", "q_sampling_from", "churn", "early_stop", "self_condition_guidance",
 )  # fmt: skip
 SAMPLER_FLAGS = {"ddim_sampling_eta": "ddim", "q_sampling_from": "q", "churn": "churn"}
 TRUNK_ONLY = ("tokenizer", "tx_dim", "tx_depth", "scale_shift", "disable_dropout", "class_conditional")

@@ -170,7 +170,8 @@ MODEL_GROUPS = (  # they say what the model is
     "method", "data", "codec", "tokens", "gaussian", "survival", "d3pm", "masked", "score_entropy", "interpolating",
     "spindle", "denoiser",
 )  # fmt: skip
-MOVABLE = ("data_dir", "enc_dec_model")  # where things lie may differ from machine to machine
+# Where things lie may differ from machine to machine, and what writes x0 as text has no part in making it.
+MOVABLE = ("data_dir", "enc_dec_model", "decoder")
 
 
 def read_args(run_dir: Path) -> dict[str, Any]:

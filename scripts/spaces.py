@@ -120,6 +120,7 @@ class LatentSpace:
         scale = options.latent_scale if options.normalize_latent else "none"
         statistics = LatentStatistics.fit(cache.pieces(), cache.lengths, scale)
         statistics = replace(statistics, codec=f"{codec.identity} {options.enc_dec_model}")
+        check_decoder(options, statistics)
         return cls(codec, statistics, save_dir / "latents", options.latent_dtype, levels)
 
     @classmethod
@@ -129,6 +130,7 @@ class LatentSpace:
         """The space of an earlier run; UsageError where the codec is another one."""
         codec, statistics = load_codec(options, device), LatentStatistics.load(run_dir / STATISTICS)
         check_codec(options, codec, statistics, run_dir)
+        check_decoder(options, statistics)
         return cls(codec, statistics, save_dir / "latents", options.latent_dtype, levels)
 
     @property
@@ -184,7 +186,22 @@ def check_codec(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentSt
 
 
 def load_codec(options: CodecOptions, device: torch.device) -> Seq2SeqCodec:
-    return Seq2SeqCodec.load(find_model(options.enc_dec_model), options.max_length, device)
+    """The codec with the decoder that the options name; ModelError where that was made from another codec."""
+    codec = Seq2SeqCodec.load(find_model(options.enc_dec_model), options.max_length, device)
+    return codec.with_decoder(find_model(options.decoder)) if has_decoder(options) else codec
+
+
+def has_decoder(options: CodecOptions) -> bool:
+    """Whether texts are written by another decoder than the codec's own."""
+    return options.decoder not in (None, options.enc_dec_model)
+
+
+def check_decoder(options: CodecOptions, statistics: LatentStatistics) -> None:
+    """Warns where the decoder was trained on latents that are spread otherwise."""
+    if not has_decoder(options):
+        return
+    if not statistics.is_near(LatentStatistics.load(find_model(options.decoder) / STATISTICS)):
+        note(f"warning: --decoder {options.decoder}: was trained on latents of other statistics, of another corpus say")
 
 
 def encode_split(codec: Seq2SeqCodec, corpus: Corpus, name: str, folder: Path, dtype: LatentDtype) -> LatentCache:

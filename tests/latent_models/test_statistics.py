@@ -120,6 +120,17 @@ def test_the_file_is_that_of_earlier_runs(states, tmp_path):
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.parametrize(
+    ("shift", "stretch", "near"), [(0.09, 1.0, True), (0.0, 1.09, True), (0.11, 1.0, False), (0.0, 0.89, False)]
+)
+def test_statistics_are_near_within_a_tenth_of_the_spread(states, shift, stretch, near):
+    own = LatentStatistics.fit([states], LENGTHS, "dimension")
+    other = LatentStatistics(own.mean.clone(), own.scale.clone(), own.lengths)
+    other.mean[1] += shift * own.scale[1]
+    other.scale[2] *= stretch
+    assert own.is_near(own) and other.is_near(own) is near
+
+
 GOOD = {"mean": torch.zeros(2), "scale": torch.tensor(1.0), "length_counts": torch.tensor([0, 3])}
 DAMAGE = {
     "missing": lambda path: path.unlink(),

@@ -1,0 +1,47 @@
+"""What of an encoder-decoder is trained apart: the decoder and its head, and never what encodes."""
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from latent_models.codec import MODELS_DIR
+from latent_models.decoders import check_encoder, trainable_decoder
+
+STATES, IDS = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([[5, 6, 2], [7, 8, 2]])
+
+
+@pytest.fixture(scope="module", params=["bart", "t5"])
+def model(request):
+    """One whose encoder, decoder and head share their embeddings."""
+    if request.param == "bart":
+        return AutoModelForSeq2SeqLM.from_pretrained(MODELS_DIR / "bart-demo")
+    config = T5Config(
+        vocab_size=50, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0, dropout_rate=0
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return T5ForConditionalGeneration(config).eval()
+
+
+def logits(model) -> torch.Tensor:
+    return model(encoder_outputs=BaseModelOutput(STATES), labels=IDS).logits
+
+
+def test_a_step_moves_what_decodes_and_nothing_that_encodes(model, tmp_path):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copy = trainable_decoder(model)
+    assert torch.equal(logits(copy), logits(model))
+    logits(copy).logsumexp(-1).sum().backward()
+    trained = [p for p in copy.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p in trained:
+            p -= 0.1 * p.grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    check_encoder(tmp_path, model, copy)
+    moved = [part.get_input_embeddings().weight for part in (copy.get_encoder(), copy.get_decoder())]
+    assert not torch.equal(*moved) and not torch.equal(moved[1], copy.get_output_embeddings().weight)
+    copy.save_pretrained(tmp_path)
+    read = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(read), logits(copy)) and not torch.equal(logits(read), logits(model))
+    check_encoder(tmp_path, model, read)
