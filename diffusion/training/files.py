@@ -58,9 +58,16 @@ def write_text(place: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file; OSError, which the library hides, where the disk does not take it."""
-    try:
+    """Writes a safetensors file; OSError where the disk does not take it."""
+    with disk_errors(path):
         save_file(tensors, path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """An OSError that safetensors hides, where the disk does not take what is written at `path`."""
+    try:
+        yield
     except SafetensorError as error:
         reason = re.search(r"\(os error (\d+)\)", str(error))
         if reason is None:

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from diffusion.training import checkpoint
 from latent_models.corpora import DataOptions, load_corpus
+from scripts import train_decoder
 from scripts.build import System, load_system
 from scripts.demo_grammar import parse
 from scripts.errors import run
@@ -49,7 +50,15 @@ max_length = 24
 sampling_timesteps = 3
 num_samples = 4
 """
+SMALL_DECODER = (
+    "--dataset_name plain --enc_dec_model bart-demo --max_length 24 --steps 25 --batch_size 16 --noise_ratio 4"
+)
 TRUNK = "--enc_dec_model bart-demo --tx_dim 64 --tx_depth 1"
+
+
+def places(data_dir: Path, place: Path) -> str:
+    """Flags that make scripts.train_decoder read there and write here."""
+    return f"--data_dir {data_dir} --save_dir {place} --output_dir {place}"
 
 
 class Outcome(NamedTuple):
@@ -175,6 +184,14 @@ def small_run(call, data_dir, tmp_path_factory) -> Callable[..., Path]:
         return folder
 
     return trained
+
+
+@pytest.fixture(scope="session")
+def small_decoder(call, data_dir, tmp_path_factory) -> Path:
+    """The folder of a decoder of bart-demo, trained on noised latents for a few steps: no test may change it."""
+    place = tmp_path_factory.mktemp("small_decoder")
+    assert (outcome := call(train_decoder.main, f"{SMALL_DECODER} {places(data_dir, place)}")).status == 0, outcome.err
+    return place / "bart-demo-noised"
 
 
 @pytest.fixture(scope="session")

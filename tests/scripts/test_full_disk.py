@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.training.checkpoint import checkpoints, fault
-from tests.scripts.conftest import SMALL_RECIPE, TRUNK
+from scripts import train_decoder
+from tests.scripts.conftest import SMALL_DECODER, SMALL_RECIPE, TRUNK, places
 from train_text_diffusion import main
 
 
@@ -103,3 +104,11 @@ def test_a_cache_that_has_no_room_is_named_and_leaves_nothing(small_disk, small_
     message = told(call(main, f"{line} --save_dir {disk}"))
     assert f"{disk}/latents/plain-train-" in message and "No space left on device" in message
     assert names(disk / "latents") == []
+
+
+def test_a_decoder_that_has_no_room_leaves_nothing(small_decoder, data_dir, call):
+    place = small_decoder.parent  # where the texts are encoded already
+    with files_of_at_most(1_000_000):
+        outcome = call(train_decoder.main, f"{SMALL_DECODER} {places(data_dir, place)} --steps 1 --name other")
+    assert "bart-demo-other: File too large; check the disk" in told(outcome)
+    assert not [name for name in names(place) if "other" in name]
