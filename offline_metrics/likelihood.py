@@ -38,7 +38,7 @@ def likelihood(
     ratios |= {f"nats_per_token_{part}": (each, counts["nats_per_token"]) for part, each in (parts or {}).items()}
     row = Scores()
     for name, (per_text, count) in ratios.items():
-        value, error = _ratio(per_text, count)
+        value, error = ratio(per_text, count)
         reason = "the likelihood of a text is not a number" if count.sum() else f"there are no {name.split('_')[-1]}s"
         row.add({name: value}, reason)
         row.add({f"{name}_std": error}, NO_SPREAD.format("text"))
@@ -50,8 +50,8 @@ def likelihood(
     return row
 
 
-def _ratio(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Sum over sum and its standard error over texts (the linearised variance of a ratio)."""
+def ratio(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Sum over sum of what N texts have [N] and its standard error over texts (the linearised variance of a ratio)."""
     if not counts.sum():
         return nan, nan
     value, n = totals.sum() / counts.sum(), len(totals)
