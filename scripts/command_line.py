@@ -61,6 +61,21 @@ def _group(kind: type, values: dict[str, Any], problems: list[str] | None) -> An
         return _group(kind, right, problems)
 
 
+def flags(values: dict[str, Any]) -> list[str]:
+    """Options as a command line."""
+    return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
+
+
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The last value that a command line gives a flag; None where it gives none."""
+    found = None
+    for token, following in zip(argv, [*argv, None][1:], strict=True):
+        name, is_one, value = token.partition("=")
+        if name == f"--{flag}":
+            found = value if is_one else following
+    return found
+
+
 def given_flags(argv: Sequence[str]) -> set[str]:
     """Names of the flags on a command line."""
     return {token[2:].split("=")[0].replace("-", "_").removeprefix("no_") for token in argv if token.startswith("--")}

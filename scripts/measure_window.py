@@ -36,6 +36,7 @@ from scripts.console import note
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.options import GROUPS, MODES, Options, given_flags, parse
+from scripts.recipes import with_recipe
 from scripts.report.window import page
 from train_text_diffusion import train
 
@@ -69,6 +70,7 @@ def read(argv: list[str]) -> tuple[Options, WindowOptions]:
         argv = [*argv, *(f"--{flag}={value}" for flag, value in PILOT.items() if flag not in given_flags(argv))]
     elif not set(MODES) & given_flags(argv):
         argv = [*argv, "--gen_data"]
+    argv = with_recipe(argv)
     *groups, window = parse([*GROUPS, WindowOptions], argv, __doc__)
     options = Options.from_groups(groups, argv)
     if options.method.method != "latent":

@@ -17,6 +17,10 @@ class MethodOptions:
     method: Literal["latent", "ar", "d3pm", "mdlm", "sedd", "gidd", "diffusion_bert"] = field(
         default="latent", metadata={"help": "what is trained: latent diffusion, or a baseline on tokens"}
     )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "options of latent diffusion by one name, reference or frontier; flags given go before them"},
+    )
     bert_model: str | None = field(
         default=None, metadata={"help": "cached BERT whose weights diffusion_bert starts from, in place of --tx_*"}
     )

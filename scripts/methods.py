@@ -145,6 +145,8 @@ def check_flags(options: Options) -> None:
     """Raises UsageError for a flag given that the chosen method would not read."""
     name = options.method.method
     method = METHODS[name]
+    if options.method.recipe is not None and name != "latent":
+        raise UsageError(f"--recipe {options.method.recipe} is of --method latent; the method is {name}, leave it out")
     for flag in sorted(options.given):
         owners = _owners(options, flag)
         if owners and name not in owners:

@@ -28,6 +28,7 @@ from scripts.command_line import given_flags, parse
 from scripts.errors import USER_ERRORS, UsageError
 from scripts.method_options import MethodOptions, TokenOptions
 from scripts.reading import read_json
+from scripts.recipes import with_recipe
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Options:
         cls, argv: Sequence[str] | None = None, description: str | None = None, problems: list[str] | None = None
     ) -> Options:
         """The options of a command line; those of an earlier run where it names one with --resume_dir."""
-        argv = sys.argv[1:] if argv is None else list(argv)
+        argv = with_recipe(sys.argv[1:] if argv is None else argv)
         return cls.from_groups(parse(GROUPS, argv, description, problems), argv)
 
     @classmethod

@@ -32,13 +32,14 @@ from torch import nn
 
 from diffusion.training import checkpoint
 from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
+from scripts.command_line import flags
 from scripts.console import note
 from scripts.dry_run import look
 from scripts.errors import PlainParser, Problems, UsageError, run
 from scripts.evaluation import result_folder
 from scripts.locks import locked
 from scripts.options import read_args
-from scripts.sweep_file import Run, Sweep, flags, read_sweep
+from scripts.sweep_file import Run, Sweep, read_sweep
 
 ENTRY = Path(__file__).parents[1] / "train_text_diffusion.py"
 LOCK, LOG = ".lock", "log.txt"

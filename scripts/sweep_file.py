@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from latent_models.codec import first_line
+from scripts.command_line import flags
 from scripts.errors import USER_ERRORS, UsageError
 from scripts.evaluation import RESULTS
 from scripts.methods import check_flags, check_likelihood
@@ -79,11 +80,6 @@ def read_sweep(path: Path) -> Sweep:
         return _sweep(content)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-def flags(values: dict[str, Any]) -> list[str]:
-    """The options as a command line."""
-    return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
 
 
 def _sweep(content: dict[str, Any]) -> Sweep:

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from scripts import demo
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_demo_trains_and_shows_both_models_and_human_text(call, data_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", ["", "--recipe reference", "--recipe frontier"])
+def test_the_demo_trains_and_shows_both_models_and_human_text(call, data_dir, tmp_path, monkeypatch, recipe):
     for folder in ("datasets", "pre_trained_models"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
@@ -22,7 +25,7 @@ def test_the_demo_trains_and_shows_both_models_and_human_text(call, data_dir, tm
         return system
 
     monkeypatch.setattr(demo, "load", load_for_few)
-    outcome = call(demo.main, "")
+    outcome = call(demo.main, recipe)
     assert outcome.status == 0, outcome.err
     (run_dir,) = (tmp_path / "saved_models" / "demo").iterdir()
     table = [line for line in outcome.out.splitlines() if line.startswith("|")]
