@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from diffusion.gaussian import GaussianProcess
 from diffusion.guidance import Prediction
@@ -100,14 +101,16 @@ def spread_steps(process: GaussianProcess, count: int) -> list[int]:
     return ((known - wanted[:, None]).abs().argmin(1) + 1).unique().tolist()
 
 
-def step_costs(process: GaussianProcess, steps: Sequence[int], errors: Sequence[float]) -> Tensor:
-    """Nats [T] of the steps 1 .. T, given the mean squared error at some, which is taken as linear in log SNR between.
-
-    Infinite for the first.
-    """
+def at_all_steps(process: GaussianProcess, steps: Sequence[int], values: Sequence[float]) -> Tensor:
+    """What is known at some steps, the first and the last among them, at all of them [T]: linear in log SNR between."""
     known = log_snr(process).numpy()
     at = [i - 1 for i in reversed(steps)]  # log SNR falls with the steps
-    return step_weights(process) * torch.from_numpy(np.interp(known, known[at], [*reversed(errors)]))
+    return torch.from_numpy(np.interp(known, known[at], [*reversed(values)]))
+
+
+def costs_after(costs: Tensor) -> Tensor:
+    """Nats [T] of all steps after each, by those of every step, which are its weight times its mean squared error."""
+    return pad(costs[1:].flip(0).cumsum(0).flip(0), (0, 1))
 
 
 def proposal(costs: Tensor) -> Tensor:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion.gaussian_bound import (
+    at_all_steps,
+    costs_after,
     draws_of_diffusion,
     log_snr,
     own_estimate,
@@ -26,10 +29,11 @@ from diffusion.gaussian_bound import (
     proposal,
     spread_steps,
     squared_error,
-    step_costs,
+    step_weights,
 )
 from diffusion.randomness import SampleGenerators, sample_seeds
 from diffusion.training.objective import Batch
+from diffusion.training.trainer import TrainingData
 from latent_models.token_codec import TokenCodec, word_counts
 from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
@@ -40,24 +44,31 @@ from scripts.processes import shared_groups
 SEED = 42
 LEVELS = 48  # of noise, measured on validation texts
 PILOT_TEXTS = 64
-DECODER_SHARE = 0.1  # at most, of a bound on texts that lie in their latents
+DECODER_SHARE = 0.1  # of the bound, at most, where texts are to lie in their latents
 
 
 @torch.no_grad()
 def latent_likelihood(system: System, name: str) -> dict[str, Scores]:
     """Nats per text, token and word of a split: `--likelihood_draws` draws of each bound for each text."""
-    counts = _counts(system, getattr(system.corpus, name).texts)
-    return {title: _row(system, name, counts, *start) for title, start in _starts(system).items()}
-
-
-def _row(system: System, name: str, counts: tuple[list[int], list[int]], first: int, chances: Tensor) -> Scores:
-    """The bound where the decoder reads at step `first`, the steps after it being drawn with these chances."""
-    process, options = system.process, system.options.training
     texts, data = getattr(system.corpus, name).texts, system.data(name)
+    counts, rows = _counts(system, texts), {}
+    for title, (first, chances) in _starts(system).items():
+        parts = _parts(system, texts, data, first, chances)
+        nats = sum(parts[part] for part in parts if part != "shuffled")
+        rows[title] = likelihood(nats, *counts, parts={part: each.mean(1) for part, each in parts.items()})
+        rows[title] |= {"first_step": float(first), "first_log_snr": log_snr(system.process)[first - 1].item()}
+    return rows
+
+
+def _parts(
+    system: System, texts: Sequence[str], data: TrainingData, first: int, chances: Tensor
+) -> dict[str, np.ndarray]:
+    """Nats [N, K] or [N, 1] of each part where the decoder reads at step `first`, later steps having these chances."""
+    process, options = system.process, system.options.training
     seeds, partners = sample_seeds(SEED, 0, len(texts)), _partners(data.lengths)
 
     def parts_of(group: Tensor) -> dict[str, Tensor]:
-        """The parts [b, K] of some texts."""
+        """The same of some texts."""
         batch, generator = _drawn(system, data, group, seeds)
         predict = own_estimate(process, system.denoiser, batch.valid, batch.label)
         written = [
@@ -79,11 +90,7 @@ def _row(system: System, name: str, counts: tuple[list[int], list[int]], first: 
 
     groups = shared_groups("likelihood", data.lengths, options.eval_batch_size, parts_of)
     place = torch.cat([group for group, _ in groups]).argsort()
-    parts = {part: torch.cat([found[part] for _, found in groups])[place].numpy() for part in groups[0][1]}
-    nats = sum(parts[part] for part in parts if part != "shuffled")
-    row = likelihood(nats, *counts, parts={part: each.mean(1) for part, each in parts.items()})
-    row |= {"first_step": float(first), "first_log_snr": log_snr(process)[first - 1].item()}
-    return row
+    return {part: torch.cat([found[part] for _, found in groups])[place].numpy() for part in groups[0][1]}
 
 
 def _starts(system: System) -> dict[str, tuple[int, Tensor]]:
@@ -104,14 +111,15 @@ def _starts(system: System) -> dict[str, tuple[int, Tensor]]:
 
     size = system.options.training.eval_batch_size
     groups = shared_groups("levels of noise", data.lengths[some.numpy()], size, measure)
-    errors, nats = torch.cat([found for _, found in groups]).mean(0).unbind(1)
-    costs = step_costs(process, steps, errors.tolist())
-    totals = nats + torch.stack([costs[step:].sum() for step in steps])
+    means = torch.cat([found for _, found in groups]).mean(0)
+    errors, nats = (at_all_steps(process, steps, each) for each in means.T.tolist())
+    costs = step_weights(process) * errors
+    totals = nats + costs_after(costs)
     in_latents = torch.where(nats <= DECODER_SHARE * totals, totals, torch.inf)
     method = system.options.method.method
     starts = {}
     for title, candidates in ((method, in_latents), (f"{method}, least bound", totals)):
-        first = steps[int(candidates.argmin())]
+        first = int(candidates.argmin()) + 1
         if first not in (step for step, _ in starts.values()):
             starts[title] = first, proposal(costs[first:])
             note(
@@ -136,7 +144,7 @@ def _partners(lengths: Sequence[int]) -> Tensor:
     return torch.empty_like(order).scatter(0, order, order.roll(1))
 
 
-def _drawn(system: System, data, rows: Tensor, seeds: Sequence[int]) -> tuple[Batch, SampleGenerators]:
+def _drawn(system: System, data: TrainingData, rows: Tensor, seeds: Sequence[int]) -> tuple[Batch, SampleGenerators]:
     """Some texts of a split on the device of the model, and their random numbers."""
     device = next(system.denoiser.parameters()).device
     batch = data.batch(rows.numpy()).each(lambda part: part.to(device))

@@ -27,8 +27,6 @@ for method in $methods; do
             --save_dir "$out" --output_dir "$run" "${own[@]}" "${@:3}"
     fi
     "$python" train_text_diffusion.py --eval_test --resume_dir "$run" --num_samples "$samples"
-    if [ "$method" != latent ]; then
-        "$python" train_text_diffusion.py --ppl_eval --resume_dir "$run"
-    fi
+    "$python" train_text_diffusion.py --ppl_eval --resume_dir "$run"
 done
 "$python" -m scripts.compare --runs "${runs[@]}" --output_dir "$out"

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from diffusion.denoiser import LatentDenoiser
 from diffusion.gaussian import GaussianProcess
 from diffusion.gaussian_bound import (
+    at_all_steps,
+    costs_after,
     draws_of_diffusion,
     log_snr,
     own_estimate,
@@ -21,7 +23,6 @@ from diffusion.gaussian_bound import (
     proposal,
     spread_steps,
     squared_error,
-    step_costs,
     step_weights,
 )
 from diffusion.randomness import SampleGenerators, sample_seeds
@@ -58,7 +59,7 @@ class Atoms:
         for step in steps:
             t = torch.full((len(x0),), step / T)
             errors.append(squared_error(self.mean(self.process.corrupt(x0, t, generator), t), x0, valid).mean().item())
-        return proposal(step_costs(self.process, steps, errors)[first:])
+        return proposal((step_weights(self.process) * at_all_steps(self.process, steps, errors))[first:])
 
     def bound(self, predict, first: int, chances: Tensor, draws: int = DRAWS, copies: int = COPIES) -> Tensor:
         """The bound [copies, A], each of so many draws, that the exact decoder gives with some network."""
@@ -239,10 +240,10 @@ def test_measured_steps_are_even_in_log_snr_and_their_costs_are_met(gaussian, sc
     steps = spread_steps(process, 24)
     assert steps[0] == 1 and steps[-1] == 1000 and steps == sorted(set(steps)) and len(steps) >= 18
     errors = [float(i + 1) for i in range(len(steps))]
-    costs = step_costs(process, steps, errors)
-    at = torch.tensor(steps) - 1
-    torch.testing.assert_close(costs[at], step_weights(process)[at] * torch.tensor(errors, dtype=torch.float64))
-    assert (costs / step_weights(process))[1:].diff().min() >= 0
+    known = at_all_steps(process, steps, errors)
+    assert known[torch.tensor(steps) - 1].tolist() == pytest.approx(errors) and known.diff().min() >= 0
+    costs = step_weights(process) * known
+    assert costs_after(costs).tolist() == pytest.approx([costs[i:].sum().item() for i in range(1, 1001)])
     chances = proposal(costs[7:])
     assert chances.sum().item() == pytest.approx(1) and (chances >= 0.1 / len(chances)).all()
     assert spread_steps(gaussian(timesteps=1), 24) == [1]

@@ -31,6 +31,18 @@ def test_every_ratio_is_the_sum_of_nats_over_the_sum_of_counts():
     assert "bits_per_character" not in likelihood(np.ones((2, 1)), [1, 1], [1, 1])
 
 
+def test_parts_are_sums_over_the_sum_of_tokens_with_errors_of_their_own(rng):
+    nats, tokens, words = texts(rng)
+    first = rng.normal(5, 1, len(nats))
+    parts = {"first": first, "rest": nats.mean(1) - first}
+    row = likelihood(nats, tokens, words, parts=parts)
+    assert row["nats_per_token_first"] == pytest.approx(first.sum() / tokens.sum())
+    assert row["nats_per_token_first"] + row["nats_per_token_rest"] == pytest.approx(row["nats_per_token"])
+    alone = likelihood(first[:, None], tokens, words)
+    assert row["nats_per_token_first_std"] == pytest.approx(alone["nats_per_token_std"])
+    assert likelihood(nats, tokens, words).items() <= row.items()
+
+
 def test_the_error_of_a_mean_is_the_usual_one(rng):
     nats, tokens, words = texts(rng)
     row, per_text = likelihood(nats, tokens, words), nats.mean(1)
