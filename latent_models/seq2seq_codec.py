@@ -56,7 +56,7 @@ class CodecOptions:
     )
     latent_dtype: LatentDtype = field(
         default="float32",
-        metadata={"help": "how encoded splits are kept on disk; bf16 takes half the room and rounds by 0.4% at most"},
+        metadata={"help": "how encoded splits are kept on disk; bf16 takes half the room and rounds by 0.4%% at most"},
     )
 
     def __post_init__(self):
