@@ -135,7 +135,7 @@ class LatentSpace:
 
     @property
     def lengths(self) -> LengthModel:
-        return self.statistics.lengths
+        return self.statistics.lengths.up_to(self.limit)
 
     @property
     def limit(self) -> int:

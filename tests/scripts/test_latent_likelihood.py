@@ -1,6 +1,8 @@
 """The bound of the latent model on a split: its parts, what is counted, what it says of models that know nothing."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.gaussian_bound import log_snr
+from latent_models.lengths import LengthModel
 from latent_models.token_codec import TokenCodec
 from scripts import latent_likelihood
 from scripts.build import System, build
@@ -133,6 +136,16 @@ def test_one_step_has_nothing_but_a_decoder_and_a_prior(small_run, loaded):
     system.process = GaussianProcess.from_options(GaussianOptions(timesteps=1))
     (row,) = rows_of(system).values()
     assert row["first_step"] == 1 and row["nats_per_token_diffusion"] == 0
+
+
+def test_a_text_longer_than_any_of_training_costs_the_nats_of_a_length_not_seen(small_run, loaded):
+    system = loaded(small_run("latent"))
+    seen = LengthModel(system.space.statistics.lengths.counts[:15])
+    assert max(system.data("test").lengths) > seen.max_length
+    space = replace(system.space, statistics=replace(system.space.statistics, lengths=seen))
+    assert space.lengths.nll(torch.tensor([24])).item() == pytest.approx(math.log(seen.counts.sum().item() + 24))
+    system.space = space
+    assert math.isfinite(rows_of(system)["latent"]["nats_per_token"])
 
 
 def test_every_text_is_read_from_another_of_about_its_length():
