@@ -12,29 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from diffusion.gaussian import GaussianProcess
-from diffusion.guidance import Prediction
 from diffusion.process import Predict
 from diffusion.randomness import Randomness, uniform
 
 UNIFORM_SHARE = 0.1  # of a proposal: no step is so rare that a wrong guess of its cost could ruin the mean
-
-
-def own_estimate(process: GaussianProcess, denoiser: nn.Module, valid: Tensor, label: Tensor | None = None) -> Predict:
-    """predict_x0(xt, t), conditioned on the network's own estimate from the same x_t where it wants one.
-
-    Two passes then, as in training. An estimate from a noisier x, as sampling has, would not be a function of x_t.
-    """
-
-    def predict(xt: Tensor, t: Tensor) -> Tensor:
-        predict_x0 = Prediction(process, denoiser, valid, label)
-        x0_hat = predict_x0(xt, t)
-        return predict_x0(xt, t) if denoiser.self_condition else x0_hat
-
-    return predict
 
 
 def squared_error(x0_hat: Tensor, x0: Tensor, valid: Tensor) -> Tensor:
@@ -51,8 +36,7 @@ def prior_nats(process: GaussianProcess, x0: Tensor, valid: Tensor) -> Tensor:
 
 def log_snr(process: GaussianProcess) -> Tensor:
     """ln SNR [T] of the steps 1 .. T."""
-    bar = process.alpha_bar(torch.arange(1, process.timesteps + 1) / process.timesteps)
-    return bar.log() - torch.log1p(-bar)
+    return -process.schedule.gamma
 
 
 def step_weights(process: GaussianProcess) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.categorical import without
 from diffusion.positions import Positions
-from diffusion.process import Process
+from diffusion.process import Predict, Process
 
 
 class Predictor(Protocol):
@@ -62,6 +62,20 @@ class Prediction:
         """log p [B, V] of the position after the `written` ids [B, i], and the denoiser's cache."""
         logits, cache = self.denoiser.next(written, cache, self.label)
         return self.process.denoised(logits, written, logits.new_zeros(len(logits))), cache
+
+
+def own_estimate(process: Process, denoiser: nn.Module, valid: Tensor, label: Tensor | None = None) -> Predict:
+    """predict_x0(xt, t), conditioned on the network's own estimate from the same x_t where it wants one.
+
+    Two passes then, as in training. An estimate from a noisier x, as sampling has, would not be a function of x_t.
+    """
+
+    def predict(xt: Tensor, t: Tensor) -> Tensor:
+        predict_x0 = Prediction(process, denoiser, valid, label)
+        x0_hat = predict_x0(xt, t)
+        return predict_x0(xt, t) if denoiser.self_condition else x0_hat
+
+    return predict
 
 
 @dataclass

@@ -94,8 +94,9 @@ class NoiseSchedule:
 
     @property
     def gamma(self) -> Tensor:
-        """ln(sigma^2 / alpha^2) [T] at t = 1/T, ..., 1 in float64, rising."""
-        return torch.log1p(-self.table[1:]) - self.table[1:].log()
+        """ln(sigma^2 / alpha^2) [T] at t = 1/T, ..., 1 in float64, rising; on the CPU."""
+        table = self.table[1:].cpu()
+        return torch.log1p(-table) - table.log()
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """alpha_bar at times t in [0, 1], float64, shaped as t; a t between grid points counts as the nearest one."""

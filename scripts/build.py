@@ -144,7 +144,7 @@ def fit_space(options: Options, corpus: Corpus) -> Space:
     """The space of a new run, from the training split."""
     if not METHODS[options.method.method].on_tokens:
         levels = levels_of(options.gaussian.window, None)
-        return LatentSpace.fit(options.codec, levels, corpus, Path(options.run.save_dir), device())
+        return LatentSpace.fit(options.codec, corpus, Path(options.run.save_dir), device(), levels)
     tokens = replace(options.tokens, tokenizer=tokenizer_name(options))
     return TokenSpace.fit(tokens, options.codec, corpus, options.data.running_text is not None)
 
@@ -154,7 +154,7 @@ def load_space(options: Options, run_dir: Path) -> Space:
     check_files(run_dir)
     if not METHODS[options.method.method].on_tokens:
         levels = levels_of(options.gaussian.window, run_dir)
-        return LatentSpace.load(options.codec, levels, run_dir, Path(options.run.save_dir), device())
+        return LatentSpace.load(options.codec, run_dir, Path(options.run.save_dir), device(), levels)
     return TokenSpace.load(options.tokens, options.codec, run_dir, options.data.running_text is not None)
 
 

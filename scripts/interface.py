@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.gaussian import like
-from diffusion.guidance import Prediction
+from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators, normal, sample_seeds, uniform
 from diffusion.training.objective import Batch
 from latent_models.seq2seq_codec import IGNORED, Seq2SeqCodec
@@ -90,10 +90,7 @@ def estimated(system: System) -> Corruption:
     def estimate(batch: Batch, ratio: Tensor, noise: Tensor) -> Tensor:
         t = process.schedule.time_at(ratio)
         z = process.corrupt(batch.x0, t, noise=noise)
-        predict_x0 = Prediction(process, denoiser, batch.valid, batch.label)
-        if denoiser.self_condition:
-            predict_x0(z, t)
-        return predict_x0(z, t)
+        return own_estimate(process, denoiser, batch.valid, batch.label)(z, t)
 
     return estimate
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from diffusion.guidance import Prediction
+from diffusion.guidance import own_estimate
 from diffusion.schedules import BETA_SCHEDULES, NoiseSchedule, tan_betas
 from diffusion.training import checkpoint
 from diffusion.training.files import write_text
@@ -135,10 +135,7 @@ def measure(system: System, levels: int, texts: int) -> list[Level]:
         for words, x0, valid in batches:
             t = torch.full((len(x0),), (step + 1) / process.timesteps, dtype=torch.float64, device=device)
             xt = process.corrupt(x0, t, generator)
-            predict_x0 = Prediction(process, system.denoiser, valid)
-            x0_hat = predict_x0(xt, t)
-            if system.denoiser.self_condition:
-                x0_hat = predict_x0(xt, t)
+            x0_hat = own_estimate(process, system.denoiser, valid)(xt, t)
             logits, ids = system.space.logits_of(words, xt, valid)
             sums += torch.tensor([
                 ((x0_hat - x0) ** 2)[valid].sum().item(),

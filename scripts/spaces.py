@@ -112,7 +112,7 @@ class LatentSpace:
 
     @classmethod
     def fit(
-        cls, options: CodecOptions, levels: Levels | None, corpus: Corpus, save_dir: Path, device: torch.device
+        cls, options: CodecOptions, corpus: Corpus, save_dir: Path, device: torch.device, levels: Levels | None = None
     ) -> LatentSpace:
         """Loads the codec and takes the statistics of the training split."""
         codec = load_codec(options, device)
@@ -125,7 +125,7 @@ class LatentSpace:
 
     @classmethod
     def load(
-        cls, options: CodecOptions, levels: Levels | None, run_dir: Path, save_dir: Path, device: torch.device
+        cls, options: CodecOptions, run_dir: Path, save_dir: Path, device: torch.device, levels: Levels | None = None
     ) -> LatentSpace:
         """The space of an earlier run; UsageError where the codec is another one."""
         codec, statistics = load_codec(options, device), LatentStatistics.load(run_dir / STATISTICS)

@@ -18,13 +18,13 @@ from diffusion.gaussian_bound import (
     costs_after,
     draws_of_diffusion,
     log_snr,
-    own_estimate,
     prior_nats,
     proposal,
     spread_steps,
     squared_error,
     step_weights,
 )
+from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators, sample_seeds
 
 ATOMS, COPIES, DRAWS = 16, 400, 16
