@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -64,11 +65,28 @@ class Encoded:
 class Codec(Protocol):
     """Text <-> x0."""
 
+    strategies: tuple[str, ...]  # ways to write x0 as text
+    max_length: int  # longest text in tokens; longer ones are cut
+    most_positions: int  # L of the text with most of them
+    ends: tuple[int, int] | None  # how many of a text's first and last positions are special; None: none is a token's
+    width: int  # D
+    fingerprint: str  # equal ones encode equally
+    identity: str  # of weights and tokenizer: which model it is
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The texts as one padded batch."""
 
     def decode(self, x0: Tensor, valid: Tensor, strategy: str, seeds: Sequence[int] | None = None) -> list[str]:
         """One text a row; a strategy that draws takes one seed a row."""
+
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens, special tokens counted, before it is cut."""
+
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        """How many positions of x0 texts of these many tokens have [N]."""
+
+    def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, M, V] for every token of its texts, as written from x0, and these tokens [B, M]."""
 
 
 MODELS_DIR = Path("pre_trained_models")
@@ -96,7 +114,7 @@ def _hub_snapshot(name: str) -> Path | None:
 
 def _look_up(name: str, models_dir: Path) -> Path | None:
     for candidate in (Path(name), models_dir / NAMES_HERE.get(name, name), models_dir / name):
-        if any((candidate / file).is_file() for file in ("config.json", "modules.json")):
+        if any((candidate / file).is_file() for file in ("config.json", "modules.json", "codec.json")):
             return candidate
     if Path(name).is_dir():
         raise ModelError(f"{name}: not a model folder; expected a config.json in it")

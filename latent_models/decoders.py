@@ -22,8 +22,15 @@ WANTED = "expected one that python -m scripts.train_decoder made from the model 
 def trainable_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of an encoder-decoder of which the decoder and its head can be trained, and nothing else.
 
-    Embeddings that they share with the encoder become their own, so that texts are encoded as before.
+    Embeddings that they share with the encoder become their own, so that texts are encoded as before. Raises ModelError
+    for a T5 (or its like), which transformers would load with shared ones again, whatever was saved.
     """
+    settings = model.config.to_dict() | {"tie_word_embeddings": False}
+    if type(model.config).from_dict(settings).tie_word_embeddings:
+        raise ModelError(
+            f"a {model.config.model_type} always shares its embeddings between encoder and decoder, so that its "
+            "decoder cannot be trained alone; expected a BART, or train a new decoder by scripts.train_autoencoder"
+        )
     model = copy.deepcopy(model).requires_grad_(False)
     encoder, decoder, head = model.get_encoder(), model.get_decoder(), model.get_output_embeddings()
     for layer in (encoder.get_input_embeddings(), decoder.get_input_embeddings(), head):

@@ -21,8 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_models.claim import claimed
-from latent_models.codec import ModelError, first_line
-from latent_models.seq2seq_codec import LatentDtype, Seq2SeqCodec
+from latent_models.codec import Codec, ModelError, first_line
+from latent_models.seq2seq_codec import LatentDtype
 
 STORED = {"float32": np.dtype("<f4"), "bf16": np.dtype("<u2")}  # numpy has no bfloat16: its bits stand for it
 PIECE = 1_024  # rows that `pieces` reads at a time
@@ -30,7 +30,7 @@ PIECE = 1_024  # rows that `pieces` reads at a time
 
 @dataclass(frozen=True)
 class LatentCache:
-    """states [tokens, D], memory-mapped, as `STORED` says; the rows of text i are at offsets[i]:offsets[i + 1]."""
+    """states [positions, D], memory-mapped, as `STORED` says; the rows of text i are at offsets[i]:offsets[i + 1]."""
 
     states: np.ndarray
     offsets: np.ndarray
@@ -64,7 +64,7 @@ def _floats(states: np.ndarray) -> Tensor:
 
 
 def encoded(
-    codec: Seq2SeqCodec,
+    codec: Codec,
     texts: Sequence[str],
     folder: Path,
     name: str,
@@ -84,12 +84,12 @@ def encoded(
             if file is not None:
                 _build(codec, texts, file, about, name, batch_size)
     try:
-        return _read(place, about, codec.max_length)
+        return _read(place, about, codec.most_positions)
     except Exception as error:  # numpy raises many kinds for a header that does not hold what it should
         raise ModelError(f"{place}: damaged ({first_line(error)}); delete the folder, it is made anew") from error
 
 
-def cache_folder(codec: Seq2SeqCodec, texts: Sequence[str], folder: Path, name: str, dtype: LatentDtype) -> Path:
+def cache_folder(codec: Codec, texts: Sequence[str], folder: Path, name: str, dtype: LatentDtype) -> Path:
     """Where `encoded` keeps the cache of these texts."""
     key = hashlib.sha256(f"{codec.fingerprint} {dtype}".encode())
     for text in texts:
@@ -98,7 +98,7 @@ def cache_folder(codec: Seq2SeqCodec, texts: Sequence[str], folder: Path, name: 
     return folder / f"{name}-{key.hexdigest()[:16]}"
 
 
-def _read(place: Path, about: dict[str, Any], max_length: int) -> LatentCache:
+def _read(place: Path, about: dict[str, Any], most: int) -> LatentCache:
     """Raises some error for whatever `_build` would not have written."""
     meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
     if not isinstance(meta, dict) or type(truncated := meta.pop("truncated", None)) is not int or meta != about:
@@ -106,8 +106,8 @@ def _read(place: Path, about: dict[str, Any], max_length: int) -> LatentCache:
     offsets = np.array(np.lib.format.open_memmap(place / "offsets.npy", mode="r"))
     if offsets.dtype != np.int64 or offsets.shape != (about["texts"] + 1,) or offsets[0] != 0:
         raise ValueError("offsets.npy does not say where each text starts")
-    if not (1 <= np.diff(offsets)).all() or not (np.diff(offsets) <= max_length).all():
-        raise ValueError(f"offsets.npy has texts that are not 1 to {max_length} tokens long")
+    if not (1 <= np.diff(offsets)).all() or not (np.diff(offsets) <= most).all():
+        raise ValueError(f"offsets.npy has texts that are not 1 to {most} positions long")
     states = np.lib.format.open_memmap(place / "states.npy", mode="r")
     wanted = (int(offsets[-1]), about["width"]), STORED[about["dtype"]]
     if (states.shape, states.dtype) != wanted:
@@ -116,13 +116,13 @@ def _read(place: Path, about: dict[str, Any], max_length: int) -> LatentCache:
 
 
 def _build(
-    codec: Seq2SeqCodec, texts: Sequence[str], file: BinaryIO, about: dict[str, Any], name: str, batch_size: int
+    codec: Codec, texts: Sequence[str], file: BinaryIO, about: dict[str, Any], name: str, batch_size: int
 ) -> None:
     """Writes the states to `file`, the rest beside it. Written, not mapped: a full disk is an error, not a signal."""
     lengths = np.array(codec.token_lengths(texts))
     truncated = int((lengths > codec.max_length).sum())
-    lengths = np.minimum(lengths, codec.max_length)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    positions = codec.positions(lengths)
+    offsets = np.concatenate([[0], np.cumsum(positions)])
     dtype = STORED[about["dtype"]]
     shape = (int(offsets[-1]), codec.width)
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
@@ -132,10 +132,10 @@ def _build(
     for start in tqdm(starts, desc=f"encode {name}", file=sys.stderr, mininterval=1.0):
         chosen = order[start : start + batch_size]
         batch = codec.encode([texts[i] for i in chosen])
-        states = batch.x0[batch.valid].cpu()  # [tokens, D]
+        states = batch.x0[batch.valid].cpu()  # [positions, D]
         if dtype == np.uint16:
             states = states.to(torch.bfloat16).view(torch.uint16)
-        for i, rows in zip(chosen, states.split(lengths[chosen].tolist()), strict=True):
+        for i, rows in zip(chosen, states.split(positions[chosen].tolist()), strict=True):
             file.seek(origin + int(offsets[i]) * row_bytes)
             file.write(rows.numpy().data)
     folder = Path(file.name).parent

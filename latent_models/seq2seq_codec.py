@@ -5,16 +5,14 @@ B batch, L positions, D latent width, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -26,13 +24,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from latent_models import frozen
 from latent_models.codec import Encoded, ModelError, check_complete, check_words, reason
 from latent_models.decoders import check_encoder, check_record
-from latent_models.readers import detokenise
 
 LatentDtype = Literal["float32", "bf16"]
-IGNORED = -100  # the index that cross-entropy leaves out
-CHUNK = 1_000  # texts tokenised at a time: a tokenizer's own results take many times the room of the ids
 
 
 @dataclass
@@ -93,6 +89,8 @@ class SeededNucleus(LogitsProcessor):
 class Seq2SeqCodec:
     """BART (or any encoder-decoder of its kind), frozen, in evaluation mode."""
 
+    strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)  # ways to write
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -124,7 +122,7 @@ class Seq2SeqCodec:
             check_words(folder, tokenizer)
             if not outline:
                 _try(model, tokenizer)
-            digests = _digests(folder)
+            digests = frozen.digests(folder)
         except ModelError:
             raise
         except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
@@ -135,7 +133,8 @@ class Seq2SeqCodec:
         positions = getattr(model.config, "max_position_embeddings", max_length)
         if max_length > positions:
             raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
-        return cls(model.to(device), tokenizer, max_length, _fingerprint(digests, max_length), _identity(digests))
+        own = frozen.fingerprint(digests, max_length), frozen.identity(digests)
+        return cls(model.to(device), tokenizer, max_length, *own)
 
     def with_decoder(self, folder: Path) -> Seq2SeqCodec:
         """This codec with another decoder, of a folder that was made from it; raises ModelError for any other."""
@@ -156,16 +155,27 @@ class Seq2SeqCodec:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encoder states x0 [B, L, D] of texts cut at `max_length` tokens, L the longest of the batch."""
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(self.device)
+        batch = frozen.tokenised(self.tokenizer, texts, self.max_length).to(self.device)
         states = self.model.get_encoder()(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return Encoded(states, batch.attention_mask.bool())
 
     def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Length of each text in tokens, special tokens counted, before it is cut."""
-        chunks = (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
-        return [len(ids) for chunk in chunks for ids in self.tokenizer(chunk, verbose=False)["input_ids"]]
+        return frozen.token_lengths(self.tokenizer, texts)
+
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        """How many latents texts of these many tokens have [N]: one a token, as far as they are not cut."""
+        return np.minimum(lengths, self.max_length)
+
+    @property
+    def most_positions(self) -> int:
+        """The most latents that a text can have."""
+        return self.max_length
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """How many of a text's first and last latents are those of special tokens."""
+        return frozen.ends(self.tokenizer)
 
     @torch.no_grad()
     def generate(self, x0: Tensor, valid: Tensor, strategy: str, seeds: Sequence[int] | None = None) -> Tensor:
@@ -183,16 +193,11 @@ class Seq2SeqCodec:
         self, x0: Tensor, valid: Tensor, strategy: str = "beam", seeds: Sequence[int] | None = None
     ) -> list[str]:
         """The texts of x0 [B, L, D], detokenised and stripped; one may be empty."""
-        ids = self.generate(x0, valid, strategy, seeds)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [detokenise(text).strip() for text in texts]
+        return frozen.written(self.tokenizer, self.generate(x0, valid, strategy, seeds))
 
     def ids_of(self, texts: Sequence[str]) -> Tensor:
-        """The tokens [B, M] of texts, special ones counted and cut as `encode` cuts them; IGNORED past their ends."""
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(self.device)
-        return batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
+        """The tokens [B, M] of texts, special ones too, cut as `encode` cuts them; frozen.IGNORED past their ends."""
+        return frozen.true_ids(frozen.tokenised(self.tokenizer, texts, self.max_length).to(self.device))
 
     def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's logits [B, M, V] for every token of its texts, those before it and x0 [B, L, D] being given,
@@ -206,8 +211,7 @@ class Seq2SeqCodec:
 
     def nats_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> Tensor:
         """-log p [B] in nats, float64, of each text and its EOS as the decoder writes them from x0 [B, L, D]."""
-        logits, ids = self.logits_of(texts, x0, valid)
-        return cross_entropy(logits.float().mT, ids, ignore_index=IGNORED, reduction="none").double().sum(1)
+        return frozen.nats(*self.logits_of(texts, x0, valid))
 
     def reconstruct(self, texts: Sequence[str], strategy: str = "beam", batch_size: int = 64) -> list[str]:
         """Encodes and decodes, for judging the codec by itself."""
@@ -233,36 +237,3 @@ def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if not read.last_hidden_state.isfinite().all():
         raise ValueError("it reads a text as NaN or infinity")
     model.generate(encoder_outputs=read, max_length=TRIED, **DECODING["beam"])
-
-
-READ_TO_ENCODE = (".safetensors", ".json", ".txt", ".model", ".spm")  # weights, settings, vocabularies
-NOT_READ = ("generation_config.json", "training.json")
-
-
-def _digests(folder: Path) -> dict[str, bytes]:
-    """SHA-256 by name of every file that could decide how texts are encoded."""
-    digests = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix in READ_TO_ENCODE and file.name not in NOT_READ:
-            with file.open("rb") as handle:
-                digests[file.name] = hashlib.file_digest(handle, "sha256").digest()
-    return digests
-
-
-def _fingerprint(digests: dict[str, bytes], max_length: int) -> str:
-    """SHA-256 of everything that decides how texts are encoded: max_length, libraries, weights, tokenizer, settings.
-
-    A file too many only encodes anew, one too few would read states of another model: all of the folder that could
-    matter count. Hardware and sizes of batches do not: they change states by their rounding.
-    """
-    libraries = [version(library) for library in ("transformers", "tokenizers")]
-    digest = hashlib.sha256(f"max_length {max_length} {libraries}".encode())
-    for name, its in digests.items():
-        digest.update(f"{name} ".encode() + its)
-    return digest.hexdigest()
-
-
-def _identity(digests: dict[str, bytes]) -> str:
-    """SHA-256 of weights and tokenizer alone: a run shall go on with the same model after a library has changed."""
-    own = (its for name, its in digests.items() if name.endswith(".safetensors") or name == "tokenizer.json")
-    return hashlib.sha256(b"".join(own)).hexdigest()

@@ -17,6 +17,7 @@ from diffusion.schedules import warped
 from diffusion.training import checkpoint
 from diffusion.training.objective import Objective
 from latent_models.codec import find_model
+from latent_models.codec_kinds import codec_type
 from latent_models.corpora import Corpus, Split
 from offline_metrics.language_model import FeatureModel, LanguageModel, load_feature_model
 from offline_metrics.result_store import ResultStore
@@ -138,6 +139,13 @@ def load_metric_models(
 def space_type(options: Options) -> type[Space]:
     """The space that the method works in."""
     return TokenSpace if METHODS[options.method.method].on_tokens else LatentSpace
+
+
+def strategies_of(options: Options) -> tuple[str, ...]:
+    """The ways to write texts, before anything is loaded."""
+    if METHODS[options.method.method].on_tokens:
+        return TokenSpace.strategies
+    return codec_type(find_model(options.codec.enc_dec_model)).strategies
 
 
 def fit_space(options: Options, corpus: Corpus) -> Space:

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from diffusion.training import checkpoint
-from latent_models.codec import find_model
+from latent_models.codec import Codec, find_model
 from latent_models.latent_cache import STORED, cache_folder
-from latent_models.seq2seq_codec import Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from scripts.build import fit_space, load_space, make_denoiser
 from scripts.checks import Inputs, checks, missing_metric_models, needed_models, reader_folders
@@ -95,12 +95,12 @@ def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _codec(options: Options) -> Seq2SeqCodec:
-    """The encoder-decoder without its weights: of their files the headers are read."""
+def _codec(options: Options) -> Codec:
+    """The codec without its weights: of their files the headers are read."""
     return load_codec(options.codec, torch.device("meta"))
 
 
-def _network(inputs: Inputs, codec: Seq2SeqCodec | None) -> nn.Module:
+def _network(inputs: Inputs, codec: Codec | None) -> nn.Module:
     """The denoiser of the job, without weights but for a pretrained BERT's."""
     options = inputs.options
     run_dir = None if options.run.resume_dir is None else Path(options.run.resume_dir)
@@ -157,7 +157,7 @@ def _moments(options: Options) -> int:
     return 1 if options.optim.optimizer.lower() == "lion" else 2
 
 
-def _disk(inputs: Inputs, codec: Seq2SeqCodec | None, parameters: int, findings: Findings) -> None:
+def _disk(inputs: Inputs, codec: Codec | None, parameters: int, findings: Findings) -> None:
     """What checkpoints and encoded splits will take that are not there yet, and whether there is room for it."""
     options = inputs.options
     run_dir = Path(options.run.resume_dir or options.run.output_dir or options.run.save_dir)
@@ -186,14 +186,14 @@ def _disk(inputs: Inputs, codec: Seq2SeqCodec | None, parameters: int, findings:
     findings.rows["disk"] = ", ".join(f"{_size(size)} for {what} at {at}" for what, (at, size) in needs.items())
 
 
-def _encoded_size(codec: Seq2SeqCodec, inputs: Inputs, name: str, folder: Path) -> int:
+def _encoded_size(codec: Codec, inputs: Inputs, name: str, folder: Path) -> int:
     """Bytes that the encoded split will take, from the lengths of some of its texts; 0 where it is there."""
     texts, dtype = getattr(inputs.corpus, name).texts, inputs.options.codec.latent_dtype
     if cache_folder(codec, texts, folder, f"{inputs.corpus.name}-{name}", dtype).is_dir():
         return 0
     some = texts[:: -(-len(texts) // SAMPLED)]
-    tokens = sum(min(length, codec.max_length) for length in codec.token_lengths(some)) * len(texts) / len(some)
-    return int(tokens * codec.width * STORED[dtype].itemsize)
+    positions = codec.positions(np.array(codec.token_lengths(some))).sum() * len(texts) / len(some)
+    return int(positions * codec.width * STORED[dtype].itemsize)
 
 
 def _size(count: float) -> str:

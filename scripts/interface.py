@@ -20,7 +20,8 @@ from diffusion.gaussian import like
 from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators, normal, sample_seeds, uniform
 from diffusion.training.objective import Batch
-from latent_models.seq2seq_codec import IGNORED, Seq2SeqCodec
+from latent_models.codec import Codec
+from latent_models.frozen import IGNORED
 from scripts.build import System
 from scripts.errors import UsageError
 from scripts.methods import METHODS
@@ -96,7 +97,7 @@ def estimated(system: System) -> Corruption:
 
 
 @torch.no_grad()
-def readings(codec: Seq2SeqCodec, texts: Sequence[str], states: Tensor, valid: Tensor) -> Tensor:
+def readings(codec: Codec, texts: Sequence[str], states: Tensor, valid: Tensor) -> Tensor:
     """Sums over the tokens of each text [B, 5], as READINGS names them, when states [B, L, D] are read for it.
 
     The tokens before are given. Nats of its tokens, how many are the likeliest one, the entropy of the decoder's
@@ -116,7 +117,7 @@ def readings(codec: Seq2SeqCodec, texts: Sequence[str], states: Tensor, valid: T
 
 
 def readings_by_kind(
-    codec: Seq2SeqCodec, texts: LatentTexts, kinds: Mapping[str, Kind], chosen: Tensor, seed: int, batch_size: int
+    codec: Codec, texts: LatentTexts, kinds: Mapping[str, Kind], chosen: Tensor, seed: int, batch_size: int
 ) -> dict[str, Tensor]:
     """Readings [n, 5] of the `chosen` texts [n], the shortest first, when a codec reads each kind of their latents.
 

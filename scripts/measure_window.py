@@ -29,7 +29,7 @@ from diffusion.training import checkpoint
 from diffusion.training.files import write_text
 from diffusion.training.signals import listening
 from diffusion.window import Levels, Window, information_rate
-from latent_models.seq2seq_codec import IGNORED
+from latent_models.frozen import IGNORED
 from offline_metrics import report
 from scripts.build import System, load_system
 from scripts.console import note

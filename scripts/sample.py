@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scripts.build import System, load_system, space_type
+from scripts.build import System, load_system, strategies_of
 from scripts.checks import check_writable
 from scripts.conditional import FIRST, chosen
 from scripts.console import note, say
@@ -134,7 +134,7 @@ def keep_candidates(samples: Samples, candidates: int, output_file: str | None) 
 def check_sampling(options: Options, output: SampleOptions) -> None:
     """Raises UsageError for what the method cannot do."""
     method = METHODS[options.method.method]
-    strategies = space_type(options).strategies
+    strategies = strategies_of(options)
     if output.strategy is not None and output.strategy not in strategies:
         raise UsageError(f"--strategy {output.strategy!r} is not one of: {', '.join(strategies)}")
     if not method.on_tokens and (output.show_intermediate or output.semi_ar_stride is not None):

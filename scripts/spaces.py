@@ -18,11 +18,12 @@ from diffusion.training.files import faults, sums
 from diffusion.training.objective import Batch
 from diffusion.training.trainer import TrainingData
 from diffusion.window import Levels
-from latent_models.codec import ModelError, find_model
+from latent_models.codec import Codec, ModelError, find_model
+from latent_models.codec_kinds import codec_type
 from latent_models.corpora import Corpus
 from latent_models.latent_cache import LatentCache, encoded
 from latent_models.lengths import LengthModel, load_counts, save_tensors
-from latent_models.seq2seq_codec import DECODING, CodecOptions, LatentDtype, Seq2SeqCodec
+from latent_models.seq2seq_codec import CodecOptions, LatentDtype
 from latent_models.statistics import LatentStatistics
 from latent_models.token_codec import TokenCodec, TokenSplit, character_tokenizer, find_tokenizer
 from scripts.console import note
@@ -99,15 +100,14 @@ class LatentData:
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Normalised encoder states of a frozen encoder-decoder."""
+    """Normalised latents of a frozen codec."""
 
-    codec: Seq2SeqCodec
+    codec: Codec
     statistics: LatentStatistics
     cache_dir: Path
     dtype: LatentDtype  # of the states on disk
     levels: Levels | None = None  # the measured window that times are drawn by, where they are
 
-    strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)
     files: ClassVar[tuple[str, ...]] = (STATISTICS, WINDOW)
 
     @classmethod
@@ -134,12 +134,16 @@ class LatentSpace:
         return cls(codec, statistics, save_dir / "latents", options.latent_dtype, levels)
 
     @property
+    def strategies(self) -> tuple[str, ...]:
+        return self.codec.strategies
+
+    @property
     def lengths(self) -> LengthModel:
         return self.statistics.lengths.up_to(self.limit)
 
     @property
     def limit(self) -> int:
-        return self.codec.max_length
+        return self.codec.most_positions
 
     @property
     def fingerprint(self) -> str:
@@ -154,8 +158,13 @@ class LatentSpace:
 
     def piece(self, text: str, *, first: bool = False, last: bool = False) -> Tensor:
         """States [n, D] of the piece read by itself, without those of the ends that it does not have."""
-        states = self.statistics.normalise(self.codec.encode([text]).x0[0])
-        return states[0 if first else 1 : None if last else -1]
+        if self.codec.ends is None:
+            raise UsageError(
+                "--prefix, --suffix and --clamp: this run's latents are not those of single tokens, so no piece of a "
+                "text has a place among them; leave them out"
+            )
+        states, (before, behind) = self.statistics.normalise(self.codec.encode([text]).x0[0]), self.codec.ends
+        return states[0 if first else before : None if last else len(states) - behind]
 
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         return self.codec.decode(self.statistics.unnormalise(x0), shown, strategy, seeds)
@@ -170,7 +179,7 @@ class LatentSpace:
             write_levels(run_dir / WINDOW, self.levels)
 
 
-def check_codec(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentStatistics, run_dir: Path) -> None:
+def check_codec(options: CodecOptions, codec: Codec, statistics: LatentStatistics, run_dir: Path) -> None:
     """Raises UsageError where the codec is not the one that the run was trained with, as far as that is known."""
     if len(statistics.mean) != codec.width:
         raise UsageError(
@@ -185,9 +194,10 @@ def check_codec(options: CodecOptions, codec: Seq2SeqCodec, statistics: LatentSt
         )
 
 
-def load_codec(options: CodecOptions, device: torch.device) -> Seq2SeqCodec:
+def load_codec(options: CodecOptions, device: torch.device) -> Codec:
     """The codec with the decoder that the options name; ModelError where that was made from another codec."""
-    codec = Seq2SeqCodec.load(find_model(options.enc_dec_model), options.max_length, device)
+    folder = find_model(options.enc_dec_model)
+    codec = codec_type(folder).load(folder, options.max_length, device)
     return codec.with_decoder(find_model(options.decoder)) if has_decoder(options) else codec
 
 
@@ -204,7 +214,7 @@ def check_decoder(options: CodecOptions, statistics: LatentStatistics) -> None:
         note(f"warning: --decoder {options.decoder}: was trained on latents of other statistics, of another corpus say")
 
 
-def encode_split(codec: Seq2SeqCodec, corpus: Corpus, name: str, folder: Path, dtype: LatentDtype) -> LatentCache:
+def encode_split(codec: Codec, corpus: Corpus, name: str, folder: Path, dtype: LatentDtype) -> LatentCache:
     """The encoded split, from disk where this codec encoded the same texts before."""
     cache = encoded(codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}", dtype)
     if cache.truncated:

@@ -31,6 +31,8 @@ from diffusion.randomness import normal, uniform
 from diffusion.training.batches import EpochBatches
 from diffusion.training.files import disk_errors, replacing, write_text
 from diffusion.training.objective import Batch
+from latent_models.codec import find_model
+from latent_models.codec_kinds import codec_type
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.decoders import RECORD, record, trainable_decoder
 from latent_models.seq2seq_codec import CodecOptions, Seq2SeqCodec
@@ -170,6 +172,15 @@ def new_folder(codec: CodecOptions, options: TrainDecoderOptions) -> Path:
     return folder
 
 
+def check_kind(codec: CodecOptions) -> None:
+    """Raises UsageError for a codec without a decoder that could be trained apart."""
+    if codec_type(find_model(codec.enc_dec_model)) is not Seq2SeqCodec:
+        raise UsageError(
+            f"--enc_dec_model {codec.enc_dec_model}: writes by a decoder that is part of it; expected an "
+            "encoder-decoder: train another with more --noise_ratio by scripts.train_autoencoder"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     data, codec_options, options = parse([DataOptions, CodecOptions, TrainDecoderOptions], argv, __doc__)
@@ -179,12 +190,14 @@ def main(argv: list[str] | None = None) -> None:
         if alone := given & {"adapt_until", "milestone"}:
             raise UsageError(f"--{min(alone)}: is about the run of --resume_dir; give that too, or leave it out")
         check_writable("save_dir", options.save_dir)
+        check_kind(codec_options)
         folder, corpus = new_folder(codec_options, options), load_corpus(data)
-        space = LatentSpace.fit(codec_options, corpus, Path(options.save_dir), device())
+        space = LatentSpace.fit(codec_options, None, corpus, Path(options.save_dir), device())
         splits = [space.data(corpus, name, None) for name in ("train", "valid")]
         read, origin = [kinds["noised"]], "noised latents"
     else:
         chosen = run_options(data, codec_options, options, given)
+        check_kind(chosen.codec)
         codec_options, folder = chosen.codec, new_folder(chosen.codec, options)
         system, step = load_system(chosen)
         corpus, space = system.corpus, system.space

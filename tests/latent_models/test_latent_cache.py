@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latent_models import seq2seq_codec
+from latent_models import frozen
 from latent_models.codec import ModelError, find_model
 from latent_models.latent_cache import cache_folder, encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec
@@ -124,7 +124,7 @@ def test_a_codec_that_pads_at_the_left_has_the_same_states_kept(codec, folder, t
 def test_texts_are_tokenised_some_at_a_time(codec, tmp_path, monkeypatch):
     whole = codec.token_lengths(TEXTS)
     sizes, tokenizer = [], codec.tokenizer
-    monkeypatch.setattr(seq2seq_codec, "CHUNK", 4)
+    monkeypatch.setattr(frozen, "CHUNK", 4)
     monkeypatch.setattr(codec, "tokenizer", lambda texts, **how: sizes.append(len(texts)) or tokenizer(texts, **how))
     assert codec.token_lengths(TEXTS) == whole
     assert sizes == [4, 2]
@@ -232,7 +232,7 @@ def test_the_key_changes_with_all_that_encoding_reads(codec, folder, tmp_path, w
 
 def test_the_key_changes_with_max_length_and_the_libraries(codec, folder, monkeypatch):
     assert Seq2SeqCodec.load(folder, max_length=33).fingerprint != codec.fingerprint
-    monkeypatch.setattr(seq2seq_codec, "version", lambda library: "0.0")
+    monkeypatch.setattr(frozen, "version", lambda library: "0.0")
     assert Seq2SeqCodec.load(folder, max_length=32).fingerprint != codec.fingerprint
 
 
