@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from diffusion.training.files import write_text
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_optimizer
@@ -23,7 +22,7 @@ Item = TypeVar("Item")
 
 
 def train(
-    model: PreTrainedModel,
+    model: nn.Module,
     data: Iterator[Item],
     loss_of: Callable[[Item], Tensor],
     steps: int,
@@ -37,7 +36,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
     log, losses = [], []
-    bar = tqdm(range(1, steps + 1), desc=model.config.model_type, file=sys.stderr, mininterval=1.0)
+    bar = tqdm(range(1, steps + 1), desc=type(model).__name__, file=sys.stderr, mininterval=1.0)
     for step in bar:
         loss = loss_of(next(data))
         loss.backward()
