@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     data, codec, options = parse([DataOptions, CodecOptions, CodecAuditOptions], argv, __doc__)
     check_writable("save_dir", options.save_dir)
     corpus = load_corpus(data)
-    space = LatentSpace.fit(codec, None, corpus, Path(options.save_dir), device())
+    space = LatentSpace.fit(codec, corpus, Path(options.save_dir), device())
     texts = LatentTexts(space, space.data(corpus, "test", None), corpus.test.texts)
     rows = audit(texts, RATIOS, options.num_texts, options.batch_size)
     place = Path(options.save_dir) / "codec_audit" / f"{corpus.name}-{Path(codec.decoder or codec.enc_dec_model).name}"

@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable("save_dir", options.save_dir)
         check_kind(codec_options)
         folder, corpus = new_folder(codec_options, options), load_corpus(data)
-        space = LatentSpace.fit(codec_options, None, corpus, Path(options.save_dir), device())
+        space = LatentSpace.fit(codec_options, corpus, Path(options.save_dir), device())
         splits = [space.data(corpus, name, None) for name in ("train", "valid")]
         read, origin = [kinds["noised"]], "noised latents"
     else:

@@ -89,7 +89,7 @@ class Texts:
         torch.manual_seed(0)
         self.encoder = BartModel(config).get_encoder().to(device).eval().requires_grad_(False)
         self.width, self.max_length, self.fingerprint = setting.tx_dim, setting.max_length, "random"
-        self.latent_dtype = setting.latent_dtype
+        self.most_positions, self.latent_dtype = setting.max_length, setting.latent_dtype
         # Batches as sorting within a window makes them: each takes a small part of the lengths, here evenly spread.
         middle = (np.arange(steps)[:, None] + 0.5) / steps
         quantile = middle + ((np.arange(batch_size) + 0.5) / batch_size - 0.5) / max(steps, WINDOW)
@@ -97,6 +97,10 @@ class Texts:
         self.lengths = (setting.shortest + quantile * different).astype(int).ravel()
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(4, config.vocab_size, (len(self.lengths), self.max_length), generator=generator)
+
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        """One latent a token."""
+        return lengths
 
     @torch.no_grad()
     def states(self, ids: Tensor, valid: Tensor) -> Tensor:

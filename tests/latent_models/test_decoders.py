@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from latent_models.codec import MODELS_DIR
@@ -11,17 +11,10 @@ from latent_models.decoders import check_encoder, trainable_decoder
 STATES, IDS = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([[5, 6, 2], [7, 8, 2]])
 
 
-@pytest.fixture(scope="module", params=["bart", "t5"])
-def model(request):
+@pytest.fixture(scope="module")
+def model():
     """One whose encoder, decoder and head share their embeddings."""
-    if request.param == "bart":
-        return AutoModelForSeq2SeqLM.from_pretrained(MODELS_DIR / "bart-demo")
-    config = T5Config(
-        vocab_size=50, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0, dropout_rate=0
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return T5ForConditionalGeneration(config).eval()
+    return AutoModelForSeq2SeqLM.from_pretrained(MODELS_DIR / "bart-demo")
 
 
 def logits(model) -> torch.Tensor:
