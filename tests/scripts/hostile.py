@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-SECONDS = 30  # that any one input may take
+SECONDS = 30  # of the processor that any one input may take
+WAIT = 600  # seconds of the clock, for what waits: a suite may be paused, or share its machine
 
 PIECES = [
     b"\0", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b"\x0b", b"\x1b[2J",
@@ -39,15 +40,18 @@ def in_time() -> Iterator[None]:
     """TimeoutError where what is within hangs."""
 
     def late(number, frame):
-        raise TimeoutError(f"still at it after {SECONDS} s")
+        raise TimeoutError(f"still at it after {SECONDS} s of work, or {WAIT} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, WAIT))
+    before = [signal.signal(number, late) for number, _, _ in timers]
+    for _, timer, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 @st.composite
