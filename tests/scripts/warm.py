@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,7 @@ class Warm:
 
 def serve() -> None:
     import torch
+    from tqdm import tqdm
 
     import train_text_diffusion
     from latent_models.codec import find_model
@@ -72,6 +74,8 @@ def serve() -> None:
     from scripts.errors import run
 
     torch.set_num_threads(1)
+    # tqdm's own lock is one for all children, and one that is killed while it draws its bar would keep it for ever.
+    tqdm.set_lock(RLock())
     Seq2SeqCodec.load(find_model("bart-demo"))  # what is imported late is imported now
     LanguageModel(find_model("gpt2-demo"), torch.device("cpu"))
     answers = os.fdopen(os.dup(1), "w")
