@@ -28,46 +28,46 @@ class GaussianOptions:
     _argument_group_name: ClassVar[str] = "Gaussian process"
 
     objective: Literal["pred_x0", "pred_noise", "pred_v"] = field(
-        default="pred_x0", metadata={"help": "What the network predicts: clean latents, the noise, or the velocity."}
+        default="pred_x0", metadata={"help": "what the network predicts: clean latents, the noise, or the velocity"}
     )
     loss_type: Literal["l1", "l2", "smooth_l1"] = field(
-        default="l2", metadata={"help": "Distance between prediction and target; smooth_l1 has threshold 1."}
+        default="l2", metadata={"help": "distance between prediction and target; smooth_l1 has threshold 1"}
     )
     loss_space: Literal["output", "x0"] = field(
         default="output",
         metadata={
-            "help": "Where the loss is measured: on what the network predicts, or on x0 after conversion. x0 with "
-            "pred_noise weighs the squared noise error by (1 - alpha_bar) / alpha_bar, up to 4e8 for cosine."
+            "help": "where the loss is measured: on what the network predicts, or on x0 after conversion. x0 with "
+            "pred_noise weighs the squared noise error by (1 - alpha_bar) / alpha_bar, up to 4e8 for cosine"
         },
     )
     beta_schedule: Literal["linear", "cosine", "tan", "log_snr"] = field(
         default="cosine",
-        metadata={"help": "How the signal level falls from data to noise; log_snr: evenly in ln(sigma^2 / alpha^2)."},
+        metadata={"help": "how the signal level falls from data to noise; log_snr: evenly in ln(sigma^2 / alpha^2)"},
     )
     noise_shift: float = field(
         default=1.0,
         metadata={
-            "help": "Factor on sigma / alpha at every time of the schedule: above 1 it is noisier; "
-            "scripts.measure_window names one that suits codec and corpus."
+            "help": "factor on sigma / alpha at every time of the schedule: above 1 it is noisier; "
+            "scripts.measure_window names one that suits codec and corpus"
         },
     )
-    tan_d: float = field(default=9.0, metadata={"help": "Noise shift of --beta_schedule tan; larger is noisier."})
+    tan_d: float = field(default=9.0, metadata={"help": "noise shift of --beta_schedule tan; larger is noisier"})
     time_density: Literal["uniform", "loss", "information"] = field(
         default="uniform",
         metadata={
-            "help": "Training times are drawn alike, or as the --window asks: so that the loss is a straight line over "
-            "them, or so that each takes away as much information; sampling then visits their quantiles."
+            "help": "training times are drawn alike, or as the --window asks: so that the loss is a straight line over "
+            "them, or so that each takes away as much information; sampling then visits their quantiles"
         },
     )
     window: str | None = field(
-        default=None, metadata={"help": "window.json of scripts.measure_window, for --time_density."}
+        default=None, metadata={"help": "window.json of scripts.measure_window, for --time_density"}
     )
     p2_loss_weight_gamma: float = field(
-        default=0.0, metadata={"help": "Weigh the loss by (k + snr)^-gamma; 0 weighs all times the same."}
+        default=0.0, metadata={"help": "weigh the loss by (k + snr)^-gamma; 0 weighs all times the same"}
     )
-    p2_loss_weight_k: float = field(default=1.0, metadata={"help": "k of --p2_loss_weight_gamma."})
+    p2_loss_weight_k: float = field(default=1.0, metadata={"help": "k of --p2_loss_weight_gamma"})
     timesteps: int = field(
-        default=1000, metadata={"help": "Number of diffusion steps T, of every method that has steps."}
+        default=1000, metadata={"help": "number of diffusion steps T, of every method that has steps"}
     )
 
     def __post_init__(self):

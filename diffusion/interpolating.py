@@ -40,19 +40,19 @@ class InterpolatingOptions:
     p_uniform: float = field(
         default=0.1,
         metadata={
-            "help": "Share of uniform noise at t = 1/2. 0 is masks only, which has the better likelihood; "
-            "self-correction needs some, 0.1 or 0.2 in the paper."
+            "help": "share of uniform noise at t = 1/2. 0 is masks only, which has the better likelihood; "
+            "self-correction needs some, 0.1 or 0.2 in the paper"
         },
     )
     gidd_weights: Literal["dynamic", "clip", "raw"] = field(
         default="dynamic",
         metadata={
-            "help": "Loss weights: dynamic depends on whether a token is masked, wrong or right, hardly on time; raw "
-            "are those of the likelihood bound, clip cuts these at --gidd_max_weight."
+            "help": "loss weights: dynamic depends on whether a token is masked, wrong or right, hardly on time; raw "
+            "are those of the likelihood bound, clip cuts these at --gidd_max_weight"
         },
     )
     gidd_max_weight: float = field(
-        default=1.0, metadata={"help": "Greatest weight of clip; scale of dynamic, whose masks weigh twice that."}
+        default=1.0, metadata={"help": "greatest weight of clip; scale of dynamic, whose masks weigh twice that"}
     )
 
     def __post_init__(self):

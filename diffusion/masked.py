@@ -32,7 +32,7 @@ class MaskedOptions:
 
     importance_sampling: bool = field(
         default=False,
-        metadata={"help": "Draw times so that the share of masks is log-uniform; every mask then weighs the same."},
+        metadata={"help": "draw times so that the share of masks is log-uniform; every mask then weighs the same"},
     )
 
 
@@ -43,7 +43,7 @@ class D3PMOptions:
     _argument_group_name: ClassVar[str] = "D3PM"
 
     zero_mask_prob: bool = field(
-        default=False, metadata={"help": "Forbid the network to predict the mask, as MDLM does (an ablation)."}
+        default=False, metadata={"help": "forbid the network to predict the mask, as MDLM does (an ablation)"}
     )
 
 

@@ -198,50 +198,50 @@ class SamplingOptions:
     ] = field(
         default="default",
         metadata={
-            "help": "How noise is turned into data. latent: ddim (default), ancestral, dpmpp (DPM-Solver++ 2M), q "
+            "help": "how noise is turned into data. latent: ddim (default), ancestral, dpmpp (DPM-Solver++ 2M), q "
             "(q-sampling), churn (back to more noise before each step); tokens: ancestral (default), for mdlm "
-            "ddpm_cache (default: the same texts sooner) and first_hitting, for sedd euler; ar: left_to_right."
+            "ddpm_cache (default: the same texts sooner) and first_hitting, for sedd euler; ar: left_to_right"
         },
     )
     sampling_timesteps: int = field(
-        default=250, metadata={"help": "Number of sampling steps, at most --timesteps; each costs one network call."}
+        default=250, metadata={"help": "number of sampling steps, at most --timesteps; each costs one network call"}
     )
     grid_power: float = field(
         default=1.0,
         metadata={
-            "help": "Sampling times are even ones to this power: below 1 more of the steps are spent at high noise, "
-            "which few steps need most."
+            "help": "sampling times are even ones to this power: below 1 more of the steps are spent at high noise, "
+            "which few steps need most"
         },
     )
     ddim_sampling_eta: float = field(
-        default=1.0, metadata={"help": "Randomness of ddim: 0 is deterministic, 1 as random as ancestral sampling."}
+        default=1.0, metadata={"help": "randomness of ddim: 0 is deterministic, 1 as random as ancestral sampling"}
     )
     q_sampling_from: float = field(
-        default=0.4, metadata={"help": "Time from which q draws fresh noise at each step: 1 is always, 0 never."}
+        default=0.4, metadata={"help": "time from which q draws fresh noise at each step: 1 is always, 0 never"}
     )
     churn: float = field(
-        default=1.0, metadata={"help": "How many steps back to higher noise churn goes before each step down."}
+        default=1.0, metadata={"help": "how many steps back to higher noise churn goes before each step down"}
     )
     early_stop: float = field(
         default=0.0,
         metadata={
             "help": "A latent is finished when its prediction moves by less than this (root mean square) in a step and "
-            "signal outweighs noise; 0: after the last step."
+            "signal outweighs noise; 0: after the last step"
         },
     )
     guidance: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the class label: above 1 further away from what is predicted without it, at two network "
-            "calls a step (--class_conditional)."
+            "help": "weight of the class label: above 1 further away from what is predicted without it, at two network "
+            "calls a step (--class_conditional)"
         },
     )
     self_condition_guidance: float = field(
-        default=1.0, metadata={"help": "The same for the estimate of the step before (--self_condition)."}
+        default=1.0, metadata={"help": "the same for the estimate of the step before (--self_condition)"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "Sharpens what is predicted of each token if below 1."})
-    top_p: float = field(default=1.0, metadata={"help": "Keep the likeliest tokens that have this probability."})
-    top_k: int = field(default=0, metadata={"help": "Keep this many of the likeliest tokens; 0: all."})
+    temperature: float = field(default=1.0, metadata={"help": "sharpens what is predicted of each token if below 1"})
+    top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that have this probability"})
+    top_k: int = field(default=0, metadata={"help": "keep this many of the likeliest tokens; 0: all"})
 
     def __post_init__(self):
         check_choices(self)

@@ -32,7 +32,7 @@ class ScoreEntropyOptions:
     _argument_group_name: ClassVar[str] = "SEDD"
 
     graph: Literal["absorb", "uniform"] = field(
-        default="absorb", metadata={"help": "What SEDD turns a lost token into: the mask, or any token at random."}
+        default="absorb", metadata={"help": "what SEDD turns a lost token into: the mask, or any token at random"}
     )
 
     def __post_init__(self):

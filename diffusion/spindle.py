@@ -31,16 +31,16 @@ class SpindleOptions:
     spindle: Literal["none", "type", "frequency", "information"] = field(
         default="type",
         metadata={
-            "help": "Which tokens are masked sooner: rare ones compared with all text (type), with their sentence by "
+            "help": "which tokens are masked sooner: rare ones compared with all text (type), with their sentence by "
             "log-frequency (frequency, as released) or by information (as published), or none. Only none and type "
-            "have a likelihood."
+            "have a likelihood"
         },
     )
     spindle_lambda: float = field(
-        default=0.3, metadata={"help": "How much sooner: 0 not at all, at most 1 / pi, or alpha might rise."}
+        default=0.3, metadata={"help": "how much sooner: 0 not at all, at most 1 / pi, or alpha might rise"}
     )
     hybrid_weight: float = field(
-        default=0.01, metadata={"help": "Weight of cross-entropy at all positions beside the divergence of one step."}
+        default=0.01, metadata={"help": "weight of cross-entropy at all positions beside the divergence of one step"}
     )
 
     def __post_init__(self):

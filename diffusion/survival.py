@@ -122,13 +122,13 @@ class SurvivalOptions:
 
     noise_schedule: Literal["default", "loglinear", "cosine", "cosine_squared", "linear", "geometric"] = field(
         default="default",
-        metadata={"help": "How tokens are lost over time; default: loglinear, geometric for SEDD's uniform graph."},
+        metadata={"help": "how tokens are lost over time; default: loglinear, geometric for SEDD's uniform graph"},
     )
     sigma_min: float | None = field(
-        default=None, metadata={"help": "Least total noise of linear (1e-3) and geometric (1e-4)."}
+        default=None, metadata={"help": "least total noise of linear (1e-3) and geometric (1e-4)"}
     )
     sigma_max: float | None = field(
-        default=None, metadata={"help": "Greatest total noise of linear (7) and geometric (20)."}
+        default=None, metadata={"help": "greatest total noise of linear (7) and geometric (20)"}
     )
 
     def __post_init__(self):

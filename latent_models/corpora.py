@@ -41,16 +41,16 @@ class DataOptions:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Corpus: e2e, roc, or the name of a folder under --data_dir (or a path to one)."},
+        metadata={"help": "corpus: e2e, roc, or the name of a folder under --data_dir (or a path to one)"},
     )
-    data_dir: str = field(default="datasets", metadata={"help": "Folder in which the corpora lie."})
+    data_dir: str = field(default="datasets", metadata={"help": "folder in which the corpora lie"})
     label_field: str = field(
         default="label",
-        metadata={"help": "Column, key or E2E attribute (such as Type) that is the class label."},
+        metadata={"help": "column, key or E2E attribute (such as Type) that is the class label"},
     )
     running_text: int | None = field(
         default=None,
-        metadata={"help": "Read each .txt file as one running text, cut into pieces of this many characters."},
+        metadata={"help": "read each .txt file as one running text, cut into pieces of this many characters"},
     )
 
     def __post_init__(self):

@@ -50,26 +50,26 @@ class MetricOptions:
 
     perplexity_model: str = field(
         default="gpt2-large",
-        metadata={"help": "Cached causal language model (name or folder) that perplexity is measured with."},
+        metadata={"help": "cached causal language model (name or folder) that perplexity is measured with"},
     )
     mauve_model: str = field(
         default="gpt2-large",
         metadata={
-            "help": "Cached model (name or folder) whose features MAUVE compares: a causal language model, or a "
-            "sentence-transformers model such as all-mpnet-base-v2."
+            "help": "cached model (name or folder) whose features MAUVE compares: a causal language model, or a "
+            "sentence-transformers model such as all-mpnet-base-v2"
         },
     )
     mauve_scaling_factor: float = field(
         default=5.0,
-        metadata={"help": "MAUVE's constant c: 5 with a language model's features, 8 with sentence embeddings."},
+        metadata={"help": "MAUVE's constant c: 5 with a language model's features, 8 with sentence embeddings"},
     )
     mauve_seeds: int = field(
         default=3,
-        metadata={"help": "Number of k-means seeds MAUVE is averaged over, 3 or more."},
+        metadata={"help": "number of k-means seeds MAUVE is averaged over, 3 or more"},
     )
     metric_batch_size: int = field(
         default=32,
-        metadata={"help": "Texts per batch when the metrics' models read them; changes speed and memory only."},
+        metadata={"help": "texts per batch when the metrics' models read them; changes speed and memory only"},
     )
 
     def __post_init__(self) -> None:
