@@ -27,7 +27,7 @@ from diffusion.training.signals import StopSignals, listening
 from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker, has_scores
 from diffusion.training.trainer import Trainer
 from scripts.build import build, fit_space, load_space, load_system
-from scripts.checks import Inputs, check, check_output_dir
+from scripts.checks import Inputs, check, check_new
 from scripts.console import note
 from scripts.dry_run import dry_run
 from scripts.errors import run
@@ -76,7 +76,7 @@ def train(options: Options, stop: StopSignals) -> None:
         if accelerator.is_main_process and not resumed:
             run_dir = make_run_dir(options, corpus.name)
             held.enter_context(training_in(run_dir))
-            check_output_dir(options)  # again: another job may have been faster
+            check_new(run_dir)  # again: another job may have been faster
             save_space(space, run_dir)
         (run_dir,) = broadcast_object_list([run_dir])
 

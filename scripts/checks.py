@@ -64,7 +64,8 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
         yield lambda: levels_of(options.gaussian.window, run_options.resume_dir and Path(run_options.resume_dir))
     if run_options.output_dir is not None:
         yield lambda: check_writable("output_dir", run_options.output_dir)
-        yield lambda: check_output_dir(options)
+        if run_options.mode == "train":
+            yield lambda: check_new(Path(run_options.output_dir))
     if run_options.mode in ("train", "resume_training"):
         yield lambda: check_writable("save_dir", run_options.save_dir)
     for flag in metric_models(options):
@@ -103,14 +104,13 @@ def check_corpus(inputs: Inputs) -> None:
         raise UsageError(f"--condition_on_source: texts of {corpus.name!r} have no source; expected `source` or `src`")
 
 
-def check_output_dir(options: Options) -> None:
-    """Raises UsageError where the --output_dir of a new run holds a run already."""
-    chosen = options.run.output_dir
-    trained = any(map(checkpoint.step_of, checkpoint.checkpoints(Path(chosen))))  # step 0 alone: killed while it began
-    if options.run.mode == "train" and ((Path(chosen) / "args.json").exists() or trained):
+def check_new(run_dir: Path) -> None:
+    """Raises UsageError where the folder of a new run holds a run already."""
+    trained = any(map(checkpoint.step_of, checkpoint.checkpoints(run_dir)))  # step 0 alone: killed while it began
+    if (run_dir / "args.json").exists() or trained:
         raise UsageError(
-            f"{chosen}: holds a run already; choose another --output_dir, or continue it with --resume_training "
-            f"--resume_dir {chosen}"
+            f"{run_dir}: holds a run already; choose another --output_dir, or continue it with --resume_training "
+            f"--resume_dir {run_dir}"
         )
 
 

@@ -225,6 +225,16 @@ def test_runs_without_a_name_get_a_folder_each(tmp_path, monkeypatch):
     assert all(folder.is_dir() and folder.parent == tmp_path / "demo" for folder in folders)
 
 
+def test_a_run_without_a_name_is_trained_and_resumed(call, data_dir, tmp_path):
+    line = f"--dataset_name plain --data_dir {data_dir} --save_dir {tmp_path} {RECIPE} {METRICS} --num_train_steps 2"
+    outcome = call(main, line)
+    assert outcome.status == 0, outcome.err
+    (run_dir,) = (tmp_path / "plain").iterdir()
+    assert f"done: {run_dir}" in outcome.err
+    assert call(main, f"--resume_training --resume_dir {run_dir} --num_train_steps 3").status == 0
+    assert [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.endswith("3")]
+
+
 @pytest.fixture
 def without_default_models(tmp_path, monkeypatch):
     """A machine that has the demo models only, whatever this one has."""
