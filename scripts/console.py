@@ -20,6 +20,18 @@ def note(message: str) -> None:
         print(shown(message), file=sys.stderr, flush=True)
 
 
+def quiet_libraries() -> None:
+    """transformers shows a bar for each model it loads and a table of what a part of one leaves out.
+
+    What is wrong with a model is told by those who load it. Commands that do without transformers are not to load it.
+    """
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
 def say(text: str) -> None:
     """A result on standard output, texts of models among it: as it is, but for what a terminal would obey."""
     print(shown(text) if sys.stdout.isatty() else text, flush=True)

@@ -13,7 +13,7 @@ from diffusion.training.signals import Stopped, listening
 from latent_models.codec import ModelError, first_line
 from latent_models.corpora import CorpusError
 from offline_metrics.errors import MetricError
-from scripts.console import shown
+from scripts.console import quiet_libraries, shown
 
 
 class UsageError(Exception):
@@ -47,6 +47,7 @@ def run(main: Callable[[], None]) -> None:
 
     Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: so did Ctrl-C.
     """
+    quiet_libraries()
     try:
         with listening():  # so that whatever is stopped clears away what it had begun
             main()

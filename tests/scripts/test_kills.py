@@ -144,4 +144,5 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(
             alive = killed(child, moment(aim, place, draw, usual) if aim else lambda: False)
             KILLS[place.seen()] += alive
         assert_same_end(place, whole)
+        assert "Loading weights" not in place.log.read_text()  # the bars are ours
     print(f"\n{method}, {optimizer}: {lives} lives, {len(aims)} aims")
