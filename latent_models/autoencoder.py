@@ -1,8 +1,8 @@
 """The network between the states of a frozen encoder and tokens: latents, and a decoder that writes all at once.
 
 A text has one latent a token (its standardised states), or N latents whatever its length, as learned queries read them
-off the states (COSMOS, Meshchaninov et al. 2025). The decoder reads latents and tells at once, for
-every position, the state and the token there.
+off the states (COSMOS, Meshchaninov et al. 2025). The decoder reads latents and tells at once, for every position, the
+state and the token there.
 
 B batch, L tokens, W width of the states, N latents, D latent width, M output positions, V vocabulary.
 """

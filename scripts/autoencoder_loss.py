@@ -1,7 +1,7 @@
 """What an autoencoder on frozen states learns from: corrupted states, rough latents, and what is to be written of them.
 
-The loss is that of COSMOS (Meshchaninov et al. 2025): cross-entropy of the tokens and squared error
-to the encoder's clean, standardised states. Padding counts only as far as it is needed to end a text.
+The loss is that of COSMOS (Meshchaninov et al. 2025): cross-entropy of the tokens and squared error to the encoder's
+clean, standardised states. Padding counts only as far as it is needed to end a text.
 
 B batch, L tokens, M output positions, W width of the states, D latent width.
 """
