@@ -27,9 +27,11 @@ from scripts.checks import check, metric_model, tokenizer_name
 from scripts.console import note
 from scripts.demo_grammar import acceptance
 from scripts.hardware import compile_trunk, device
+from scripts.latent_space import LatentSpace
 from scripts.methods import METHODS, Method, sampler_of
 from scripts.options import Options
-from scripts.spaces import LatentSpace, Space, TokenSpace, check_files
+from scripts.spaces import Space, check_files
+from scripts.token_space import TokenSpace
 from scripts.window_file import levels_of
 
 # Further metrics of single corpora, each a function of the texts.

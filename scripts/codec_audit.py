@@ -32,8 +32,8 @@ from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.hardware import device
 from scripts.interface import LatentTexts
+from scripts.latent_space import LatentSpace
 from scripts.options import parse
-from scripts.spaces import LatentSpace
 
 SEED = 42
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # sigma / alpha

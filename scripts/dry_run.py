@@ -24,9 +24,9 @@ from latent_models.statistics import LatentStatistics
 from scripts.build import fit_space, load_space, make_denoiser
 from scripts.checks import Inputs, checks, missing_metric_models, needed_models, reader_folders
 from scripts.errors import USER_ERRORS, Problems
+from scripts.latent_space import STATISTICS, check_codec, check_decoder, load_codec
 from scripts.methods import METHODS
 from scripts.options import Options
-from scripts.spaces import STATISTICS, check_codec, check_decoder, load_codec
 from scripts.window_file import levels_of
 
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says

@@ -24,9 +24,9 @@ from latent_models.codec import Codec
 from latent_models.frozen import IGNORED
 from scripts.build import System
 from scripts.errors import UsageError
+from scripts.latent_space import LatentData, LatentSpace
 from scripts.methods import METHODS
 from scripts.options import Options
-from scripts.spaces import LatentData, LatentSpace
 
 # (batch, noise ratio [B], noise [B, L, D]) -> normalised latents [B, L, D]
 Corruption = Callable[[Batch, Tensor, Tensor], Tensor]

@@ -23,7 +23,7 @@ from diffusion.spindle import SpindleProcess
 from diffusion.token_samplers import sample_ddpm_cache, sample_euler, sample_first_hitting, sample_left_to_right
 from scripts.errors import UsageError
 from scripts.options import Options
-from scripts.spaces import TokenSpace
+from scripts.token_space import TokenSpace
 
 Sampler = Callable[..., Tensor]
 

@@ -52,9 +52,9 @@ from scripts.interface import (
     noised,
     readings_by_kind,
 )
+from scripts.latent_space import STATISTICS, LatentSpace
 from scripts.model_training import masked, train, write_card
 from scripts.options import Options, parse
-from scripts.spaces import STATISTICS, LatentSpace
 
 HELD_OUT = 500  # validation texts that the decoder is judged on, before and after
 

@@ -19,7 +19,7 @@ from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.method_options import TokenOptions
 from scripts.options import parse
-from scripts.spaces import make_token_codec
+from scripts.token_space import make_token_codec
 
 SHOWN = 10
 

@@ -28,7 +28,7 @@ from latent_models.seq2seq_codec import LatentDtype
 from latent_models.statistics import LatentStatistics
 from scripts.bench.trained import Trained
 from scripts.errors import UsageError
-from scripts.spaces import LatentData
+from scripts.latent_space import LatentData
 
 HEAD_DIM = 64
 

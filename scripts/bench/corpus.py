@@ -28,7 +28,7 @@ from scripts.command_line import parse
 from scripts.console import note
 from scripts.errors import UsageError, run
 from scripts.hardware import device
-from scripts.spaces import LatentData, encode_split, load_codec
+from scripts.latent_space import LatentData, encode_split, load_codec
 
 COLUMNS = (
     Column("texts", "texts", ","),

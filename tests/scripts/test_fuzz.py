@@ -38,22 +38,15 @@ from offline_metrics.language_model import LanguageModel, load_feature_model
 from scripts.bert import load_bert
 from scripts.errors import USER_ERRORS
 from scripts.fetching.checksums import read_record
+from scripts.latent_space import STATISTICS
 from scripts.method_options import TokenOptions
 from scripts.options import Options, read_args
 from scripts.report.runs import read_run
 from scripts.run_folder import parameters, scores, seconds_per_sample
 from scripts.samples_file import read_samples, read_texts
-from scripts.spaces import (
-    LENGTHS,
-    RECORD,
-    STATISTICS,
-    TOKEN_COUNTS,
-    TOKENIZER,
-    TokenSpace,
-    check_files,
-    save_space,
-)
+from scripts.spaces import RECORD, check_files, save_space
 from scripts.sweep_file import read_sweep
+from scripts.token_space import LENGTHS, TOKEN_COUNTS, TOKENIZER, TokenSpace
 from scripts.window_file import read_levels
 from tests.scripts.hostile import copied, damage, damaged, in_time, inflict
 

@@ -19,7 +19,7 @@ from scripts.build import build
 from scripts.methods import METHODS
 from scripts.samples_file import read_samples, read_texts
 from scripts.sampling import Given, sample
-from scripts.spaces import TokenSpace
+from scripts.token_space import TokenSpace
 from train_text_diffusion import main
 
 TOKEN_METHODS = [name for name, method in METHODS.items() if method.on_tokens]

@@ -26,10 +26,10 @@ from scripts import sample as sample_script
 from scripts.build import build, device
 from scripts.checks import check
 from scripts.demo_grammar import parse
+from scripts.latent_space import LatentData, LatentSpace, encode_split, load_codec
 from scripts.options import Options
 from scripts.samples_file import read_texts
 from scripts.sampling import sample
-from scripts.spaces import LatentData, LatentSpace, encode_split, load_codec
 from train_text_diffusion import main, make_run_dir
 
 ROOT = Path(__file__).parents[2]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from scripts import sample as sample_script
+from scripts.latent_space import LatentSpace
 from scripts.methods import METHODS
 from scripts.samples_file import read_samples
 from scripts.sampling import Given, Piece, sample
 from scripts.semi_autoregressive import extended, sample_long
-from scripts.spaces import LatentSpace
 
 TOKEN_METHODS = [name for name, method in METHODS.items() if method.on_tokens]
 PREFIX, SUFFIX, PIECE = "The Red Door is", "by the river.", "8:pub"
