@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from tqdm import tqdm
 
-from diffusion.randomness import SampleGenerators, normal, sample_seeds
+from diffusion.randomness import normal
 from diffusion.training.files import write_text
 from latent_models import frozen
 from latent_models.corpora import DataOptions, load_corpus
@@ -59,18 +59,15 @@ def written_again(
     texts: LatentTexts, ratios: Sequence[float], count: int, batch_size: int
 ) -> tuple[list[str], dict[float, list[str]]]:
     """Some texts, as the codec's tokenizer knows them, and what is written of their latents at each noise ratio."""
-    codec, lengths = texts.space.codec, torch.from_numpy(texts.data.lengths)
+    codec, wanted, found = texts.space.codec, [], {ratio: [] for ratio in ratios}
     chosen = torch.tensor(shuffled(range(len(texts.texts)), SEED)[:count])
-    seeds, wanted, found = sample_seeds(SEED, 0, len(texts.texts)), [], {ratio: [] for ratio in ratios}
-    groups = chosen[lengths[chosen].argsort(stable=True)].split(batch_size)
-    for rows in tqdm(groups, "write", file=sys.stderr, mininterval=1.0):
-        batch, own = texts.batch(rows.numpy())
+    for rows in tqdm(texts.by_length(chosen, batch_size), "write", file=sys.stderr, mininterval=1.0):
+        batch, own = texts.batch(rows)
         wanted += frozen.written(codec.tokenizer, frozen.tokenised(codec.tokenizer, own, codec.max_length).input_ids)
-        own_seeds = [seeds[i] for i in rows]
-        noise = normal(batch.x0.shape, SampleGenerators(own_seeds, lengths[rows].tolist()), batch.x0.device)
+        noise = normal(batch.x0.shape, texts.draws(rows, SEED), batch.x0.device)
         for ratio in ratios:
             x0 = batch.x0 + ratio * noise
-            found[ratio] += texts.space.decode(x0, batch.valid, texts.space.strategies[0], own_seeds)
+            found[ratio] += texts.space.decode(x0, batch.valid, texts.space.strategies[0], rows.tolist())
     return wanted, found
 
 

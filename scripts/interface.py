@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -55,10 +54,25 @@ class LatentTexts:
     data: LatentData
     texts: Sequence[str]
 
-    def batch(self, indices: np.ndarray) -> tuple[Batch, list[str]]:
+    @classmethod
+    def of(cls, system: System, name: str) -> LatentTexts:
+        """Those of a split of a latent run."""
+        return cls(system.space, system.data(name), getattr(system.corpus, name).texts)
+
+    def batch(self, indices: Tensor) -> tuple[Batch, list[str]]:
         """Some texts with their clean latents."""
-        batch = self.data.batch(indices).each(lambda part: part.to(self.space.codec.device))
+        batch = self.data.batch(indices.numpy()).each(lambda part: part.to(self.space.codec.device))
         return batch, [self.texts[i] for i in indices.tolist()]
+
+    def by_length(self, chosen: Tensor, size: int) -> Sequence[Tensor]:
+        """Indices [n] of texts, the shortest first, in groups of `size`."""
+        lengths = torch.from_numpy(self.data.lengths)
+        return chosen[lengths[chosen].argsort(stable=True)].split(size)
+
+    def draws(self, indices: Tensor, seed: int) -> SampleGenerators:
+        """Random numbers of some texts: each has its own, whatever stands beside it."""
+        seeds = [sample_seeds(seed, i, 1)[0] for i in indices.tolist()]
+        return SampleGenerators(seeds, self.data.lengths[indices.numpy()])
 
 
 def check_latent(options: Options) -> None:
@@ -123,12 +137,9 @@ def readings_by_kind(
 
     A text has random numbers of its own, the same ones for every kind, codec and batch size.
     """
-    seeds, lengths = sample_seeds(seed, 0, len(texts.texts)), torch.from_numpy(texts.data.lengths)
     found = {name: [] for name in kinds}
-    groups = chosen[lengths[chosen].argsort(stable=True)].split(batch_size)
-    for rows in tqdm(groups, "read", file=sys.stderr, mininterval=1.0):
-        batch, own = texts.batch(rows.numpy())
-        generators = SampleGenerators([seeds[i] for i in rows], lengths[rows].tolist())
+    for rows in tqdm(texts.by_length(chosen, batch_size), "read", file=sys.stderr, mininterval=1.0):
+        (batch, own), generators = texts.batch(rows), texts.draws(rows, seed)
         u = uniform(rows.shape, generators, batch.x0.device, torch.float64)
         noise = normal(batch.x0.shape, generators, batch.x0.device)
         for name, kind in kinds.items():

@@ -51,8 +51,8 @@ Row = dict[str, float]
 
 def text_rows(system: System, count: int) -> dict[str, Row]:
     """What the decoder reads of test texts in latents of every kind; a text's noise is the same at all levels."""
-    texts = LatentTexts(system.space, system.data("test"), system.corpus.test.texts)
-    schedule, chosen = system.process.schedule, torch.tensor(shuffled(range(len(texts.texts)), SEED)[:count])
+    texts, schedule = LatentTexts.of(system, "test"), system.process.schedule
+    chosen = torch.tensor(shuffled(range(len(texts.texts)), SEED)[:count])
     kinds = {"clean": Kind(clean)}
     for name, corruption in (("noised", noised), ("estimated", estimated(system))):
         for level in schedule.noise_ratio(schedule.time_at(torch.tensor(RATIOS))).tolist():

@@ -31,14 +31,14 @@ from diffusion.gaussian_bound import (
     step_weights,
 )
 from diffusion.guidance import own_estimate
-from diffusion.randomness import SampleGenerators, sample_seeds
+from diffusion.randomness import SampleGenerators
 from diffusion.training.objective import Batch
-from diffusion.training.trainer import TrainingData
 from latent_models.token_codec import TokenCodec, word_counts
 from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
 from scripts.build import System
 from scripts.console import note
+from scripts.interface import LatentTexts
 from scripts.processes import shared_groups
 
 SEED = 42
@@ -50,67 +50,65 @@ DECODER_SHARE = 0.1  # of the bound, at most, where texts are to lie in their la
 @torch.no_grad()
 def latent_likelihood(system: System, name: str) -> dict[str, Scores]:
     """Nats per text, token and word of a split: `--likelihood_draws` draws of each bound for each text."""
-    texts, data = getattr(system.corpus, name).texts, system.data(name)
-    counts, rows = _counts(system, texts), {}
+    split = LatentTexts.of(system, name)
+    counts, rows = _counts(split), {}
     for title, (first, chances) in _starts(system).items():
-        parts = _parts(system, texts, data, first, chances)
+        parts = _parts(system, split, first, chances)
         nats = sum(parts[part] for part in parts if part != "shuffled")
         rows[title] = likelihood(nats, *counts, parts={part: each.mean(1) for part, each in parts.items()})
         rows[title] |= {"first_step": float(first), "first_log_snr": log_snr(system.process)[first - 1].item()}
     return rows
 
 
-def _parts(
-    system: System, texts: Sequence[str], data: TrainingData, first: int, chances: Tensor
-) -> dict[str, np.ndarray]:
+def _parts(system: System, split: LatentTexts, first: int, chances: Tensor) -> dict[str, np.ndarray]:
     """Nats [N, K] or [N, 1] of each part where the decoder reads at step `first`, later steps having these chances."""
-    process, options = system.process, system.options.training
-    seeds, partners = sample_seeds(SEED, 0, len(texts)), _partners(data.lengths)
+    process, space, options = system.process, system.space, system.options.training
+    partners = _partners(split.data.lengths)
 
     def parts_of(group: Tensor) -> dict[str, Tensor]:
         """The same of some texts."""
-        batch, generator = _drawn(system, data, group, seeds)
+        (batch, texts), generator = split.batch(group), split.draws(group, SEED)
         predict = own_estimate(process, system.denoiser, batch.valid, batch.label)
         written = [
-            _decoder_nats(system, texts, group, batch, _estimate(system, batch, first, generator))
+            space.nats_of(texts, _estimate(system, batch, first, generator), batch.valid)
             for _ in range(options.likelihood_draws)
         ]
-        other, others_generator = _drawn(system, data, partners[group], seeds)
-        shuffled = _decoder_nats(system, texts, group, other, _estimate(system, other, first, others_generator))
+        (other, _), others_generator = split.batch(partners[group]), split.draws(partners[group], SEED)
+        shuffled = space.nats_of(texts, _estimate(system, other, first, others_generator), other.valid)
         parts = {
             "reconstruction": torch.stack(written, 1),
             "diffusion": draws_of_diffusion(
                 process, predict, batch.x0, batch.valid, first, chances, options.likelihood_draws, generator
             ),
             "prior": prior_nats(process, batch.x0, batch.valid)[:, None],
-            "length": system.space.lengths.nll(batch.valid.sum(1))[:, None],
+            "length": space.lengths.nll(batch.valid.sum(1))[:, None],
             "shuffled": shuffled[:, None],
         }
         return {part: nats.cpu() for part, nats in parts.items()}
 
-    groups = shared_groups("likelihood", data.lengths, options.eval_batch_size, parts_of)
+    groups = shared_groups("likelihood", split.data.lengths, options.eval_batch_size, parts_of)
     place = torch.cat([group for group, _ in groups]).argsort()
     return {part: torch.cat([found[part] for _, found in groups])[place].numpy() for part in groups[0][1]}
 
 
 def _starts(system: System) -> dict[str, tuple[int, Tensor]]:
     """By row, the step at which the decoder reads and the proposal for the steps after it, from validation texts."""
-    process, data, texts = system.process, system.data("valid"), system.corpus.valid.texts
-    some = torch.linspace(0, len(texts) - 1, min(len(texts), PILOT_TEXTS)).long()
-    seeds, steps = sample_seeds(SEED, 0, len(texts)), spread_steps(process, LEVELS)
+    process, split = system.process, LatentTexts.of(system, "valid")
+    some = torch.linspace(0, len(split.texts) - 1, min(len(split.texts), PILOT_TEXTS)).long()
+    steps = spread_steps(process, LEVELS)
 
     def measure(group: Tensor) -> Tensor:
         """Squared error and nats of the decoder of some texts at every level [b, levels, 2]."""
         rows, found = some[group], []
-        batch, generator = _drawn(system, data, rows, seeds)
+        (batch, texts), generator = split.batch(rows), split.draws(rows, SEED)
         for step in steps:
             x0_hat = _estimate(system, batch, step, generator)
-            nats = _decoder_nats(system, texts, rows, batch, x0_hat)
+            nats = system.space.nats_of(texts, x0_hat, batch.valid)
             found.append(torch.stack([squared_error(x0_hat, batch.x0, batch.valid), nats], 1).cpu())
         return torch.stack(found, 1)
 
     size = system.options.training.eval_batch_size
-    groups = shared_groups("levels of noise", data.lengths[some.numpy()], size, measure)
+    groups = shared_groups("levels of noise", split.data.lengths[some.numpy()], size, measure)
     means = torch.cat([found for _, found in groups]).mean(0)
     errors, nats = (at_all_steps(process, steps, each) for each in means.T.tolist())
     costs = step_weights(process) * errors
@@ -129,9 +127,9 @@ def _starts(system: System) -> dict[str, tuple[int, Tensor]]:
     return starts
 
 
-def _counts(system: System, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+def _counts(split: LatentTexts) -> tuple[list[int], list[int]]:
     """Tokens of each text with its EOS, and words, as methods on tokens count them; nothing of what was cut off."""
-    codec = system.space.codec
+    codec, texts = split.space.codec, split.texts
     others = codec.tokenizer.num_special_tokens_to_add() - 1  # which the decoder writes too, but nobody counts
     counted = TokenCodec(codec.tokenizer, codec.max_length - others)
     return counted.encode_split(texts).target_lengths.tolist(), word_counts(counted.cut(texts)).tolist()
@@ -144,21 +142,8 @@ def _partners(lengths: Sequence[int]) -> Tensor:
     return torch.empty_like(order).scatter(0, order, order.roll(1))
 
 
-def _drawn(system: System, data: TrainingData, rows: Tensor, seeds: Sequence[int]) -> tuple[Batch, SampleGenerators]:
-    """Some texts of a split on the device of the model, and their random numbers."""
-    device = next(system.denoiser.parameters()).device
-    batch = data.batch(rows.numpy()).each(lambda part: part.to(device))
-    return batch, SampleGenerators([seeds[i] for i in rows.tolist()], batch.valid.sum(1).tolist())
-
-
 def _estimate(system: System, batch: Batch, step: int, generator: SampleGenerators) -> Tensor:
     """x0_hat [B, L, D] from one draw of the latents at a step."""
     t = torch.full((len(batch.x0),), step / system.process.timesteps, dtype=torch.float64, device=batch.x0.device)
     predict = own_estimate(system.process, system.denoiser, batch.valid, batch.label)
     return predict(system.process.corrupt(batch.x0, t, generator), t)
-
-
-def _decoder_nats(system: System, texts: Sequence[str], rows: Tensor, read: Batch, x0_hat: Tensor) -> Tensor:
-    """-log p [B] of some texts, written from the latents x0_hat of those that are read."""
-    space = system.space
-    return space.codec.nats_of([texts[i] for i in rows.tolist()], space.statistics.unnormalise(x0_hat), read.valid)

@@ -124,6 +124,10 @@ class LatentSpace:
         """The decoder's logits [B, M, V] for each token [B, M] of given texts, as the codec says."""
         return self.codec.logits_of(texts, self.statistics.unnormalise(x0), valid)
 
+    def nats_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> Tensor:
+        """-log p [B] in nats, float64, of given texts as the codec writes them from x0 [B, L, D]."""
+        return self.codec.nats_of(texts, self.statistics.unnormalise(x0), valid)
+
     def save(self, run_dir: Path) -> None:
         self.statistics.save(run_dir / STATISTICS)
         if self.levels is not None:

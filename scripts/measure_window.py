@@ -13,13 +13,11 @@ window is drawn with what each schedule spends on it, at every stage of T-range 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
@@ -35,6 +33,7 @@ from scripts.build import System, load_system
 from scripts.console import note
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
+from scripts.interface import LatentTexts
 from scripts.options import GROUPS, MODES, Options, given_flags, parse
 from scripts.recipes import with_recipe
 from scripts.report.window import page
@@ -126,13 +125,16 @@ def measure(system: System, levels: int, texts: int) -> list[Level]:
     gamma = process.schedule.gamma
     wanted = torch.linspace(gamma[0], gamma[-1], levels, dtype=torch.float64)
     steps = torch.searchsorted(gamma, wanted).clamp(max=len(gamma) - 1).unique()
-    batches = list(_batches(system, texts, device))
-    tokens = sum(int(valid.sum()) for _, _, valid in batches)
+    held_out = LatentTexts.of(system, "valid")
+    groups = held_out.by_length(torch.arange(len(held_out.texts))[:texts], system.options.training.eval_batch_size)
+    batches = [held_out.batch(rows) for rows in groups]
+    tokens = sum(int(batch.valid.sum()) for batch, _ in batches)
     found = []
     for step in tqdm(steps.tolist(), "noise levels", file=sys.stderr, mininterval=1):
         generator = torch.Generator(device).manual_seed(SEED + step)
         sums = torch.zeros(3, dtype=torch.float64)  # squared error, tokens written right, nats
-        for words, x0, valid in batches:
+        for batch, words in batches:
+            x0, valid = batch.x0, batch.valid
             t = torch.full((len(x0),), (step + 1) / process.timesteps, dtype=torch.float64, device=device)
             xt = process.corrupt(x0, t, generator)
             x0_hat = own_estimate(process, system.denoiser, valid)(xt, t)
@@ -146,15 +148,6 @@ def measure(system: System, levels: int, texts: int) -> list[Level]:
         rate = information_rate(gamma[step], torch.tensor(error)).item()
         found.append(Level(gamma[step].item(), error, rate, right, nats))
     return found
-
-
-def _batches(system: System, texts: int, device: torch.device) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """The first texts of the validation split with x0 [B, L, D] and valid [B, L], alike in length."""
-    data, split = system.data("valid"), system.corpus.valid.texts
-    order = torch.tensor(data.lengths[:texts]).argsort(stable=True)
-    for group in order.split(system.options.training.eval_batch_size):
-        batch = data.batch(group.numpy())
-        yield [split[i] for i in group.tolist()], batch.x0.to(device), batch.valid.to(device)
 
 
 def told_at(levels: list[Level]) -> float:

@@ -130,7 +130,7 @@ def decoder_loss(
         mask_id = codec.tokenizer.unk_token_id
 
     def loss_of(indices: np.ndarray) -> Tensor:
-        batch, texts = lessons.batch(indices)
+        batch, texts = lessons.batch(torch.from_numpy(indices))
         states = lessons.space.statistics.unnormalise(mixed(batch, kinds, generator))
         ids = codec.ids_of(texts)
         seen = model.prepare_decoder_input_ids_from_labels(ids)

@@ -230,7 +230,7 @@ def test_what_cannot_be_trained_is_refused(made, complaint, data_dir, bert_dir, 
 
 def test_noise_costs_the_demo_codec_its_texts_little_by_little(small_run, loaded):
     system = loaded(small_run("latent"))
-    texts = LatentTexts(system.space, system.data("test"), system.corpus.test.texts)
+    texts = LatentTexts.of(system, "test")
     rows = list(codec_audit.audit(texts, (0, 1, 2, 4), 12, 12).values())
     for name in ("token_accuracy", "bleu"):
         found = [row[name] for row in rows]

@@ -75,7 +75,7 @@ def test_a_run_teaches_what_it_estimates_and_is_not_touched(small_run, small_dec
 def test_no_gradient_reaches_the_denoiser(small_run, loaded):
     system = loaded(small_run("latent"))
     system.denoiser.requires_grad_(True)
-    lessons = LatentTexts(system.space, system.data("train"), system.corpus.train.texts)
+    lessons = LatentTexts.of(system, "train")
     model = train_decoder.trainable_decoder(system.space.codec.model)
     kinds = [Kind(estimated(system), 0, 4)]
     loss = decoder_loss(model, lessons, kinds, 0.3, torch.Generator().manual_seed(0))(torch.arange(6).numpy())
