@@ -1,5 +1,6 @@
 """Options and fixtures of the whole suite."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,18 @@ def golden_dir(request) -> Path:
     if folder is None:
         pytest.skip("needs --golden DIR (figures with corpus sentences are not part of this repository)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Callable[..., Path]:
+    """random_model(type, config, tokenizer) is the folder of a model of random weights, always the same ones."""
+
+    def saved(kind, config, tokenizer) -> Path:
+        folder = tmp_path_factory.mktemp("models") / f"tiny-{config.model_type}"
+        tokenizer.save_pretrained(folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            kind(config).save_pretrained(folder)
+        return folder
+
+    return saved

@@ -14,19 +14,14 @@ TEXTS = ["Saffron is a pub in the suburbs.", "A cheap pub."]
 
 
 @pytest.fixture(scope="module")
-def roberta_dir(tmp_path_factory) -> Path:
+def roberta_dir(random_model) -> Path:
     """The folder of a random RoBERTa of 12 positions, which its table counts from behind that of padding."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-roberta"
     tokenizer = AutoTokenizer.from_pretrained(MODELS_DIR / "bart-demo")
-    tokenizer.save_pretrained(folder)
     config = RobertaConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=14, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        RobertaForMaskedLM(config).save_pretrained(folder)
-    return folder
+    return random_model(RobertaForMaskedLM, config, tokenizer)
 
 
 def test_a_roberta_reads_as_many_tokens_as_it_has_positions_for(roberta_dir):

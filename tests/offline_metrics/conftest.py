@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -21,18 +20,13 @@ def sentences() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def gpt2_folder(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpt2_folder(sentences: list[str], random_model) -> Path:
     """A random GPT-2 of 24 positions and width 16; its tokenizer has BOS and EOS but no padding token."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-gpt2"
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(sentences, vocab_size=320, special_tokens=[END], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END)
-    tokenizer.save_pretrained(folder)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=24, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
+    return random_model(GPT2LMHeadModel, config, tokenizer)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-import torch
 from huggingface_hub import close_session, constants, file_download
 from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
@@ -211,9 +210,8 @@ def altered(tmp_path_factory) -> Callable[[Path, Callable[[Tensor, Tensor], obje
 
 
 @pytest.fixture(scope="session")
-def bert_dir(data_dir, tmp_path_factory) -> Path:
+def bert_dir(data_dir, random_model) -> Path:
     """The folder of a random BERT of 2 layers and its WordPiece tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
     wordpiece = BertWordPieceTokenizer(lowercase=False)
     texts = load_corpus(DataOptions("plain", str(data_dir))).train.texts
     wordpiece.train_from_iterator(texts, vocab_size=300, show_progress=False)
@@ -221,15 +219,11 @@ def bert_dir(data_dir, tmp_path_factory) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=wordpiece._tokenizer, **{f"{key}_token": name for key, name in names.items()}
     )
-    tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=28, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        BertForMaskedLM(config).save_pretrained(folder)
-    return folder
+    return random_model(BertForMaskedLM, config, tokenizer)
 
 
 @pytest.fixture(scope="session")

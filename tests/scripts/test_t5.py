@@ -21,23 +21,17 @@ TEXTS = ["Saffron is a pub in the suburbs.", "A cheap pub."]
 
 
 @pytest.fixture(scope="module")
-def t5_dir(data_dir, tmp_path_factory) -> Path:
+def t5_dir(data_dir, random_model) -> Path:
     """The folder of a random T5 of one layer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-t5"
     texts = load_corpus(DataOptions("plain", str(data_dir))).train.texts
     bpe = train_bpe(texts, 400, ["<pad>", "</s>", "<unk>"])
     bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     config = T5Config(
         vocab_size=len(bpe.get_vocab()), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
         decoder_start_token_id=0,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        T5ForConditionalGeneration(config).save_pretrained(folder)
-    return folder
+    return random_model(T5ForConditionalGeneration, config, tokenizer)
 
 
 def test_a_t5_is_a_codec(t5_dir):
