@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from latent_models import frozen
 from latent_models.autoencoder import Autoencoder, Shape
 from latent_models.codec import Encoded, ModelError, find_model, first_line
-from latent_models.frozen_encoder import FrozenEncoder
+from latent_models.frozen_encoder import FrozenEncoder, nats
 from latent_models.lengths import save_tensors
 from latent_models.strict_json import parse
 
@@ -104,7 +103,7 @@ class AutoencoderCodec:
     @property
     def ends(self) -> tuple[int, int] | None:
         """How many of a text's first and last latents are those of special tokens; None where none is a token's."""
-        return None if self.autoencoder.shape.latents else frozen.ends(self.tokenizer)
+        return None if self.autoencoder.shape.latents else self.encoder.ends
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoded:
@@ -128,27 +127,23 @@ class AutoencoderCodec:
         ids = logits.argmax(-1)
         shown = torch.ones_like(ids, dtype=torch.bool) if fixed else valid
         rows = (row[own].tolist() for row, own in zip(ids, shown, strict=True))
-        return frozen.written(self.tokenizer, [self._ended(row) for row in rows])
+        return self.encoder.written([self._ended(row) for row in rows])
 
     def _ended(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.end_id)] if self.end_id in ids else ids
 
-    def ids_of(self, texts: Sequence[str]) -> Tensor:
-        """The tokens [B, M] of texts, special ones counted and cut as `encode` cuts them; IGNORED past their ends."""
-        return self.encoder.ids_of(texts)
-
     def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's logits [B, M, V] for every token of its texts, x0 [B, L, D] alone being given, and these
-        tokens [B, M] as of `ids_of`. Differentiable in x0.
+        tokens [B, M] as of the encoder's `ids_of`. Differentiable in x0.
         """
-        ids = self.ids_of(texts)
+        ids = self.encoder.ids_of(texts)
         if not self.autoencoder.shape.latents and (more := ids.shape[1] - x0.shape[1]) > 0:
             x0, valid = pad(x0, (0, 0, 0, more)), pad(valid, (0, more))  # tokens without a latent are guessed
         return self.autoencoder.decoder(x0, valid, ids.shape[1])[1], ids
 
     def nats_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> Tensor:
         """-log p [B] in nats, float64, of each text and its end, whatever would stand behind that."""
-        return frozen.nats(*self.logits_of(texts, x0, valid))
+        return nats(*self.logits_of(texts, x0, valid))
 
 
 def _digest(*parts: str) -> str:

@@ -1,59 +1,52 @@
-"""What codecs of frozen models share: texts as tokens, what these cost, and which model it is.
-
-B batch, M tokens, V vocabulary.
-"""
+"""Pretrained models as they lie in a folder: read whole or refused in one line, and told which model it is."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_models.readers import detokenise
+from latent_models.codec import ModelError, check_complete, check_words, reason
 
-IGNORED = -100  # the index that cross-entropy leaves out
-CHUNK = 1_000  # texts tokenised at a time: a tokenizer's own results take many times the room of the ids
+UNUSED = "pooler."  # of BERT and its kin: a layer on top of the states, which many files lack
 READ_TO_ENCODE = (".safetensors", ".json", ".txt", ".model", ".spm")  # weights, settings, vocabularies
 NOT_READ = ("generation_config.json", "training.json")
 
 
-def tokenised(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> BatchEncoding:
-    """input_ids and attention_mask [B, M] of texts cut at `max_length` tokens, M the longest of the batch."""
-    return tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+def pretrained(kind: type, folder: Path, device: str | torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder, the model on the CPU; ModelError where its files lack a part of either.
+
+    For the device "meta" it has no weights: their files are opened, not read.
+    """
+    on_disk = {"local_files_only": True, "trust_remote_code": False}
+    outline = {"device_map": "meta"} if str(device) == "meta" else {}
+    model, told = kind.from_pretrained(
+        folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **outline, **on_disk
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
+    told["missing_keys"] = [name for name in told["missing_keys"] if not name.startswith(UNUSED)]
+    check_complete(folder, told)
+    check_words(folder, tokenizer)
+    return model, tokenizer
 
 
-def true_ids(batch: BatchEncoding) -> Tensor:
-    """The tokens [B, M] of a batch, IGNORED past the ends of its texts."""
-    return batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
-
-
-def token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Length of each text in tokens, special tokens counted, before it is cut."""
-    chunks = (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
-    return [len(ids) for chunk in chunks for ids in tokenizer(chunk, verbose=False)["input_ids"]]
-
-
-def ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens begin and end each text."""
-    ids = tokenizer("a")["input_ids"]
-    special = tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
-    return special.index(0), special[::-1].index(0)
-
-
-def nats(logits: Tensor, ids: Tensor) -> Tensor:
-    """-log p [B] in nats, float64, of the true tokens ids [B, M] under logits [B, M, V]."""
-    return cross_entropy(logits.float().mT, ids, ignore_index=IGNORED, reduction="none").double().sum(1)
-
-
-def written(tokenizer: PreTrainedTokenizerBase, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-    """The texts of token ids [B, M], detokenised and stripped; one may be empty."""
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [detokenise(text).strip() for text in texts]
+@contextmanager
+def loading(folder: Path, role: str, expected: str) -> Iterator[None]:
+    """Raises ModelError for whatever goes wrong within: what the folder cannot be used as, and what was expected."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
+        raise ModelError(
+            f"{folder}: cannot be used as {role} ({reason(folder, error)}); expected {expected} saved as safetensors "
+            "with its tokenizer"
+        ) from error
 
 
 def digests(folder: Path) -> dict[str, bytes]:

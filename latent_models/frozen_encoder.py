@@ -1,40 +1,40 @@
-"""A frozen pretrained encoder: the states that another model's latents are made of.
+"""A frozen pretrained encoder: texts as tokens, and the states that latents are, or are made of.
 
-B batch, L positions, W width of the states.
+B batch, L positions, W width of the states, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_models import frozen
-from latent_models.codec import Encoded, ModelError, check_complete, check_words, reason
+from latent_models.codec import Encoded, ModelError
+from latent_models.readers import detokenise
 
-UNUSED = "pooler."  # of BERT and its kin: a layer on top of the states, which many files lack
+IGNORED = -100  # the index that cross-entropy leaves out
+CHUNK = 1_000  # texts tokenised at a time: a tokenizer's own results take many times the room of the ids
 
 
+@dataclass(eq=False)
 class FrozenEncoder:
-    """BERT, RoBERTa, MiniLM or the encoder of BART or T5, in evaluation mode."""
+    """BERT, RoBERTa, MiniLM or the encoder of BART or T5, in evaluation mode, with its tokenizer."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        fingerprint: str = "",
-        identity: str = "",
-    ):
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.fingerprint = fingerprint  # of all that encodes, libraries too: equal ones encode equally
-        self.identity = identity  # of weights and tokenizer: which model it is
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int  # longest text in tokens, special ones counted; longer ones are cut
+    fingerprint: str = ""  # of all that encodes, libraries too: equal ones encode equally
+    identity: str = ""  # of weights and tokenizer: which model it is
+
+    def __post_init__(self):
+        self.model.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, folder: Path, max_length: int, device: str | torch.device = "cpu") -> FrozenEncoder:
@@ -42,33 +42,29 @@ class FrozenEncoder:
 
         On the device "meta" it has no weights: their files are opened, not read.
         """
-        on_disk = {"local_files_only": True, "trust_remote_code": False}
-        outline = {"device_map": "meta"} if str(device) == "meta" else {}
-        try:
-            model, told = AutoModel.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **outline, **on_disk
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
-            told["missing_keys"] = [name for name in told["missing_keys"] if not name.startswith(UNUSED)]
-            check_complete(folder, told)
-            check_words(folder, tokenizer)
+        with frozen.loading(folder, "encoder", "a BERT-like model, or an encoder-decoder,"):
+            model, tokenizer = frozen.pretrained(AutoModel, folder, device)
             tokenizer.padding_side = "right"  # decoders find a text at the first positions
             model = model.get_encoder() if model.config.is_encoder_decoder else model
-            if not outline:
-                _try(model, tokenizer)
-            digests = frozen.digests(folder)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-            raise ModelError(
-                f"{folder}: cannot be used as encoder ({reason(folder, error)}); expected a BERT-like model, or an "
-                "encoder-decoder, saved as safetensors with its tokenizer"
-            ) from error
+            encoder = cls.of(folder, model, tokenizer, max_length)
+        encoder.model.to(device)
+        return encoder
+
+    @classmethod
+    def of(
+        cls, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> FrozenEncoder:
+        """Of what the folder holds; raises ModelError where that has fewer positions, ValueError where it reads NaN."""
+        digests = frozen.digests(folder)
+        own = frozen.fingerprint(digests, max_length), frozen.identity(digests)
+        encoder = cls(model, tokenizer, max_length, *own)
+        # What cannot work, in settings or weights, is found now, not after days.
+        if model.device.type != "meta" and not encoder.encode(["a", "a a"]).x0.isfinite().all():
+            raise ValueError("it reads a text as NaN or infinity")
         positions = _positions(model)
         if max_length > positions:
             raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
-        own = frozen.fingerprint(digests, max_length), frozen.identity(digests)
-        return cls(model.to(device), tokenizer, max_length, *own)
+        return encoder
 
     @property
     def device(self) -> torch.device:
@@ -82,17 +78,35 @@ class FrozenEncoder:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoded:
         """States [B, L, W] of texts cut at `max_length` tokens, L the longest of the batch."""
-        batch = frozen.tokenised(self.tokenizer, texts, self.max_length).to(self.device)
+        batch = self._tokenised(texts)
         states = self.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return Encoded(states, batch.attention_mask.bool())
 
     def ids_of(self, texts: Sequence[str]) -> Tensor:
         """The tokens [B, L] of texts, special ones counted and cut as `encode` cuts them; IGNORED past their ends."""
-        return frozen.true_ids(frozen.tokenised(self.tokenizer, texts, self.max_length).to(self.device))
+        batch = self._tokenised(texts)
+        return batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
+
+    def _tokenised(self, texts: Sequence[str]) -> BatchEncoding:
+        """input_ids and attention_mask [B, L]."""
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return batch.to(self.device)
+
+    def written(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """The texts of token ids [B, L], detokenised and stripped; one may be empty."""
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [detokenise(text).strip() for text in texts]
+
+    def known(self, texts: Sequence[str]) -> list[str]:
+        """The texts as far as the tokenizer knows them and they are not cut: what can be written again."""
+        return self.written(self._tokenised(texts).input_ids)
 
     def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Length of each text in tokens, special tokens counted, before it is cut."""
-        return frozen.token_lengths(self.tokenizer, texts)
+        chunks = (list(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK))
+        return [len(ids) for chunk in chunks for ids in self.tokenizer(chunk, verbose=False)["input_ids"]]
 
     def positions(self, lengths: np.ndarray) -> np.ndarray:
         """How many states texts of these many tokens have [N]: one a token, as far as they are not cut."""
@@ -103,18 +117,21 @@ class FrozenEncoder:
         """The most states that a text can have."""
         return self.max_length
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """How many of a text's first and last states are those of special tokens."""
+        ids = self.tokenizer("a")["input_ids"]
+        special = self.tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+        return special.index(0), special[::-1].index(0)
+
+
+def nats(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p [B] in nats, float64, of the true tokens ids [B, L], as of `ids_of`, under logits [B, L, V]."""
+    return cross_entropy(logits.float().mT, ids, ignore_index=IGNORED, reduction="none").double().sum(1)
+
 
 def _positions(model: PreTrainedModel) -> float:
     """The longest text that a model reads, in tokens: RoBERTa counts its positions from behind that of padding."""
     config = model.config
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return getattr(config, "max_position_embeddings", float("inf")) - offset
-
-
-@torch.no_grad()
-def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Reads two texts as a batch: what cannot work, in settings or weights, is found now, not after days."""
-    batch = tokenizer(["a", "a a"], padding=True, return_tensors="pt")
-    states = model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    if not states.isfinite().all():
-        raise ValueError("it reads a text as NaN or infinity")

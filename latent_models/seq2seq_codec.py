@@ -6,7 +6,7 @@ B batch, L positions, D latent width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -25,8 +24,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from latent_models import frozen
-from latent_models.codec import Encoded, ModelError, check_complete, check_words, reason
+from latent_models.codec import Encoded, ModelError
 from latent_models.decoders import check_encoder, check_record
+from latent_models.frozen_encoder import FrozenEncoder, nats
 
 LatentDtype = Literal["float32", "bf16"]
 
@@ -91,19 +91,12 @@ class Seq2SeqCodec:
 
     strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)  # ways to write
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int = 64,
-        fingerprint: str = "",
-        identity: str = "",
-    ):
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.fingerprint = fingerprint  # of all that encodes, libraries too: equal ones encode equally
-        self.identity = identity  # of weights and tokenizer: which model it is
+    def __init__(self, model: PreTrainedModel, encoder: FrozenEncoder):
+        """`encoder` is that of the model."""
+        self.model, self.encoder = model.eval().requires_grad_(False), encoder
+        self.tokenizer, self.width = encoder.tokenizer, encoder.width
+        self.max_length, self.most_positions = encoder.max_length, encoder.most_positions
+        self.fingerprint, self.identity = encoder.fingerprint, encoder.identity
 
     @classmethod
     def load(cls, folder: Path, max_length: int = 64, device: str | torch.device = "cpu") -> Seq2SeqCodec:
@@ -111,71 +104,40 @@ class Seq2SeqCodec:
 
         On the device "meta" it has no weights: their files are opened, not read.
         """
-        on_disk = {"local_files_only": True, "trust_remote_code": False}
-        outline = {"device_map": "meta"} if str(device) == "meta" else {}
-        try:
-            model, told = AutoModelForSeq2SeqLM.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **outline, **on_disk
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **on_disk)
-            check_complete(folder, told)
-            check_words(folder, tokenizer)
-            if not outline:
-                _try(model, tokenizer)
-            digests = frozen.digests(folder)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises many kinds for a folder that does not hold what it should
-            raise ModelError(
-                f"{folder}: cannot be used as encoder-decoder ({reason(folder, error)}); expected a BART-like model "
-                "saved as safetensors with its tokenizer"
-            ) from error
-        positions = getattr(model.config, "max_position_embeddings", max_length)
-        if max_length > positions:
-            raise ModelError(f"{folder}: has {positions} positions; expected --max_length of at most that")
-        own = frozen.fingerprint(digests, max_length), frozen.identity(digests)
-        return cls(model.to(device), tokenizer, max_length, *own)
+        with frozen.loading(folder, "encoder-decoder", "a BART-like model"):
+            model, tokenizer = frozen.pretrained(AutoModelForSeq2SeqLM, folder, device)
+            encoder = FrozenEncoder.of(folder, model.get_encoder(), tokenizer, max_length)
+            if str(device) != "meta":
+                _try(model, encoder)
+        return cls(model.to(device), encoder)
 
     def with_decoder(self, folder: Path) -> Seq2SeqCodec:
         """This codec with another decoder, of a folder that was made from it; raises ModelError for any other."""
         check_record(folder, self.identity)
         other = Seq2SeqCodec.load(folder, self.max_length, self.device).model
         check_encoder(folder, self.model, other)
-        return Seq2SeqCodec(other, self.tokenizer, self.max_length, self.fingerprint, self.identity)
+        return Seq2SeqCodec(other, replace(self.encoder, model=other.get_encoder()))
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def width(self) -> int:
-        """D, the width of the latents."""
-        return self.model.config.hidden_size
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Encoder states x0 [B, L, D] of texts cut at `max_length` tokens, L the longest of the batch."""
-        batch = frozen.tokenised(self.tokenizer, texts, self.max_length).to(self.device)
-        states = self.model.get_encoder()(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        return Encoded(states, batch.attention_mask.bool())
-
-    def token_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Length of each text in tokens, special tokens counted, before it is cut."""
-        return frozen.token_lengths(self.tokenizer, texts)
-
-    def positions(self, lengths: np.ndarray) -> np.ndarray:
-        """How many latents texts of these many tokens have [N]: one a token, as far as they are not cut."""
-        return np.minimum(lengths, self.max_length)
-
-    @property
-    def most_positions(self) -> int:
-        """The most latents that a text can have."""
-        return self.max_length
+        return self.encoder.device
 
     @property
     def ends(self) -> tuple[int, int]:
         """How many of a text's first and last latents are those of special tokens."""
-        return frozen.ends(self.tokenizer)
+        return self.encoder.ends
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Encoder states x0 [B, L, D] of texts cut at `max_length` tokens, L the longest of the batch."""
+        return self.encoder.encode(texts)
+
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens, special tokens counted, before it is cut."""
+        return self.encoder.token_lengths(texts)
+
+    def positions(self, lengths: np.ndarray) -> np.ndarray:
+        """How many latents texts of these many tokens have [N]."""
+        return self.encoder.positions(lengths)
 
     @torch.no_grad()
     def generate(self, x0: Tensor, valid: Tensor, strategy: str, seeds: Sequence[int] | None = None) -> Tensor:
@@ -193,17 +155,13 @@ class Seq2SeqCodec:
         self, x0: Tensor, valid: Tensor, strategy: str = "beam", seeds: Sequence[int] | None = None
     ) -> list[str]:
         """The texts of x0 [B, L, D], detokenised and stripped; one may be empty."""
-        return frozen.written(self.tokenizer, self.generate(x0, valid, strategy, seeds))
-
-    def ids_of(self, texts: Sequence[str]) -> Tensor:
-        """The tokens [B, M] of texts, special ones too, cut as `encode` cuts them; frozen.IGNORED past their ends."""
-        return frozen.true_ids(frozen.tokenised(self.tokenizer, texts, self.max_length).to(self.device))
+        return self.encoder.written(self.generate(x0, valid, strategy, seeds))
 
     def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's logits [B, M, V] for every token of its texts, those before it and x0 [B, L, D] being given,
-        and these tokens [B, M] as of `ids_of`. Differentiable in x0 and in the decoder.
+        and these tokens [B, M] as of the encoder's `ids_of`. Differentiable in x0 and in the decoder.
         """
-        ids = self.ids_of(texts)
+        ids = self.encoder.ids_of(texts)
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=x0), attention_mask=valid.long(), labels=ids
         ).logits
@@ -211,7 +169,7 @@ class Seq2SeqCodec:
 
     def nats_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> Tensor:
         """-log p [B] in nats, float64, of each text and its EOS as the decoder writes them from x0 [B, L, D]."""
-        return frozen.nats(*self.logits_of(texts, x0, valid))
+        return nats(*self.logits_of(texts, x0, valid))
 
     def reconstruct(self, texts: Sequence[str], strategy: str = "beam", batch_size: int = 64) -> list[str]:
         """Encodes and decodes, for judging the codec by itself."""
@@ -230,10 +188,7 @@ def token_accuracy(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], dec
 
 
 @torch.no_grad()
-def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Reads and writes a short text: what cannot work, in settings or weights, is found now, not after days."""
-    ids = tokenizer(["a"], return_tensors="pt").input_ids
-    read = model.get_encoder()(ids)
-    if not read.last_hidden_state.isfinite().all():
-        raise ValueError("it reads a text as NaN or infinity")
+def _try(model: PreTrainedModel, encoder: FrozenEncoder) -> None:
+    """Writes a short text: what cannot work, in settings or weights, is found now, not after days."""
+    read = BaseModelOutput(last_hidden_state=encoder.encode(["a"]).x0)
     model.generate(encoder_outputs=read, max_length=TRIED, **DECODING["beam"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from latent_models.autoencoder import Autoencoder, Shape
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from scripts.errors import UsageError
 
 PADS = 4  # positions behind the end of a text where N latents have to say that nothing comes

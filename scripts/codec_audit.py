@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from diffusion.randomness import normal
 from diffusion.training.files import write_text
-from latent_models import frozen
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions, token_accuracy
 from offline_metrics import report
@@ -59,11 +58,11 @@ def written_again(
     texts: LatentTexts, ratios: Sequence[float], count: int, batch_size: int
 ) -> tuple[list[str], dict[float, list[str]]]:
     """Some texts, as the codec's tokenizer knows them, and what is written of their latents at each noise ratio."""
-    codec, wanted, found = texts.space.codec, [], {ratio: [] for ratio in ratios}
+    wanted, found = [], {ratio: [] for ratio in ratios}
     chosen = torch.tensor(shuffled(range(len(texts.texts)), SEED)[:count])
     for rows in tqdm(texts.by_length(chosen, batch_size), "write", file=sys.stderr, mininterval=1.0):
         batch, own = texts.batch(rows)
-        wanted += frozen.written(codec.tokenizer, frozen.tokenised(codec.tokenizer, own, codec.max_length).input_ids)
+        wanted += texts.space.codec.encoder.known(own)
         noise = normal(batch.x0.shape, texts.draws(rows, SEED), batch.x0.device)
         for ratio in ratios:
             x0 = batch.x0 + ratio * noise

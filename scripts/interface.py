@@ -20,7 +20,7 @@ from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators, normal, sample_seeds, uniform
 from diffusion.training.objective import Batch
 from latent_models.codec import Codec
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from scripts.build import System
 from scripts.errors import UsageError
 from scripts.latent_space import LatentData, LatentSpace

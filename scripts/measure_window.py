@@ -27,7 +27,7 @@ from diffusion.training import checkpoint
 from diffusion.training.files import write_text
 from diffusion.training.signals import listening
 from diffusion.window import Levels, Window, information_rate
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from offline_metrics import report
 from scripts.build import System, load_system
 from scripts.console import note

@@ -38,6 +38,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from diffusion.training.batches import EpochBatches
 from latent_models.corpora import Corpus, DataOptions, load_corpus
+from latent_models.frozen_encoder import FrozenEncoder
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts.errors import UsageError, run
 from scripts.model_training import masked, train, write_card
@@ -173,7 +174,7 @@ def pretrain_bart(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]
     generator = torch.Generator().manual_seed(options.random_seed)
     log = train(model, data, bart_loss(model, options, generator), options.bart_steps, options.learning_rate)
     held_out = corpus.valid.texts[:500]
-    codec = Seq2SeqCodec(model, tokenizer, max_length=options.max_length)
+    codec = Seq2SeqCodec(model, FrozenEncoder(model.get_encoder(), tokenizer, options.max_length))
     decoded = codec.reconstruct(held_out, "beam")
     facts = {
         "parameters": model.num_parameters(),

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from diffusion.training.batches import EpochBatches
 from diffusion.training.files import replacing
-from latent_models import frozen
 from latent_models.autoencoder import HEAD, Autoencoder, Shape
 from latent_models.autoencoder_codec import AutoencoderCodec
 from latent_models.codec import ModelError, find_model
@@ -141,7 +140,7 @@ def held_out_facts(codec: AutoencoderCodec, held_out: Lessons, batch_size: int) 
         decoded += codec.decode(read.x0, read.valid)
         found.append(losses(codec.autoencoder, *held_out.batch(rows), *held_out.special))
     content, tokens, padding, pads, error = torch.stack([torch.stack(each) for each in found]).double().sum(0).tolist()
-    wanted = frozen.written(codec.tokenizer, frozen.tokenised(codec.tokenizer, texts, codec.max_length).input_ids)
+    wanted = codec.encoder.known(texts)
     return {
         "held_out_texts": len(texts),
         "held_out_token_accuracy": token_accuracy(codec.tokenizer, wanted, decoded),

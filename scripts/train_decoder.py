@@ -132,7 +132,7 @@ def decoder_loss(
     def loss_of(indices: np.ndarray) -> Tensor:
         batch, texts = lessons.batch(torch.from_numpy(indices))
         states = lessons.space.statistics.unnormalise(mixed(batch, kinds, generator))
-        ids = codec.ids_of(texts)
+        ids = codec.encoder.ids_of(texts)
         seen = model.prepare_decoder_input_ids_from_labels(ids)
         return model(
             encoder_outputs=BaseModelOutput(states),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latent_models import frozen
+from latent_models import frozen, frozen_encoder
 from latent_models.codec import ModelError, find_model
 from latent_models.latent_cache import cache_folder, encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec
@@ -123,9 +123,9 @@ def test_a_codec_that_pads_at_the_left_has_the_same_states_kept(codec, folder, t
 
 def test_texts_are_tokenised_some_at_a_time(codec, tmp_path, monkeypatch):
     whole = codec.token_lengths(TEXTS)
-    sizes, tokenizer = [], codec.tokenizer
-    monkeypatch.setattr(frozen, "CHUNK", 4)
-    monkeypatch.setattr(codec, "tokenizer", lambda texts, **how: sizes.append(len(texts)) or tokenizer(texts, **how))
+    sizes, encoder, tokenizer = [], codec.encoder, codec.tokenizer
+    monkeypatch.setattr(frozen_encoder, "CHUNK", 4)
+    monkeypatch.setattr(encoder, "tokenizer", lambda texts, **how: sizes.append(len(texts)) or tokenizer(texts, **how))
     assert codec.token_lengths(TEXTS) == whole
     assert sizes == [4, 2]
 

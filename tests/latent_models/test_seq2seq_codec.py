@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import BaseModelOutput
 
 from latent_models.codec import MODELS_DIR, ModelError, find_model, find_models
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from latent_models.seq2seq_codec import Seq2SeqCodec
 
 

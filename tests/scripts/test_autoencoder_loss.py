@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from latent_models.autoencoder import Autoencoder, Shape
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from scripts.autoencoder_loss import PADS, Corruption, CorruptionOptions, losses, targets
 
 PAD, SPECIAL = 1, torch.tensor([0, 1, 2])

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.training.objective import Batch
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from scripts import interface_audit
 from scripts.interface import READINGS, estimated, noised, readings
 from scripts.interface_audit import row_of, sampled_row, text_rows

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 from latent_models.codec import MODELS_DIR
 from latent_models.corpora import DataOptions, load_corpus
-from latent_models.frozen import IGNORED
+from latent_models.frozen_encoder import IGNORED
 from latent_models.seq2seq_codec import Seq2SeqCodec
 from scripts import sample, train_autoencoder, train_decoder
 from scripts.pretrain_models import train_bpe

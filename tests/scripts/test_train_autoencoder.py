@@ -16,8 +16,7 @@ from latent_models.autoencoder_codec import RECORD, AutoencoderCodec
 from latent_models.codec import ModelError, find_model
 from latent_models.codec_kinds import codec_type
 from latent_models.corpora import DataOptions, load_corpus
-from latent_models.frozen import IGNORED
-from latent_models.frozen_encoder import FrozenEncoder
+from latent_models.frozen_encoder import IGNORED, FrozenEncoder
 from latent_models.latent_cache import encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts import codec_audit, sample, train_autoencoder, train_decoder
