@@ -75,6 +75,8 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
             yield lambda folder=folder: inputs.reader(folder)
     if run_options.resume_dir is not None:  # last, as all of it is read
         yield lambda: inputs.checkpoint
+    if run_options.mode == "resume_training":
+        yield lambda: check_steps(inputs)
 
 
 def check(options: Options) -> Inputs:
@@ -111,6 +113,16 @@ def check_new(run_dir: Path) -> None:
         raise UsageError(
             f"{run_dir}: holds a run already; choose another --output_dir, or continue it with --resume_training "
             f"--resume_dir {run_dir}"
+        )
+
+
+def check_steps(inputs: Inputs) -> None:
+    """Raises UsageError where a run is to end before the step from which it goes on."""
+    reached, wanted = checkpoint.step_of(inputs.checkpoint), inputs.options.training.num_train_steps
+    if wanted < reached:
+        raise UsageError(
+            f"--num_train_steps {wanted}: {inputs.checkpoint} has {reached:,} behind it; expected at least as many, "
+            "or give an earlier --milestone"
         )
 
 

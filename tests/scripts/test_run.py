@@ -299,6 +299,15 @@ def test_a_run_resumed_for_longer_remembers_it(plain, call, tmp_path, rows_of):
     assert "steps 6 to 6" in call(main, f"--resume_training --resume_dir {run_dir}").err
 
 
+def test_a_run_is_not_resumed_to_an_earlier_step(plain, complaint, tmp_path):
+    run_dir = copied(plain[0], tmp_path)
+    before = (run_dir / "args.json").read_bytes()
+    for mode in ("", "--dry_run "):
+        wrong = complaint(main, f"{mode}--resume_training --resume_dir {run_dir} --num_train_steps 3")
+        assert wrong.startswith("error: --num_train_steps 3: ") and "step_00000004" in wrong
+    assert (run_dir / "args.json").read_bytes() == before
+
+
 def test_resuming_with_a_codec_of_another_width_changes_nothing(plain, call, tmp_path):
     run_dir = copied(plain[0], tmp_path)
     statistics = LatentStatistics(torch.zeros(7), torch.ones(()), LengthModel(torch.tensor([0, 1, 1])))
