@@ -67,7 +67,7 @@ class LatentSpace:
     ) -> LatentSpace:
         """Loads the codec and takes the statistics of the training split."""
         codec = load_codec(options, device)
-        cache = encode_split(codec, corpus, "train", save_dir / "latents", options.latent_dtype)
+        cache = encoded(codec, corpus.train.texts, save_dir / "latents", f"{corpus.name}-train", options.latent_dtype)
         scale = options.latent_scale if options.normalize_latent else "none"
         statistics = LatentStatistics.fit(cache.pieces(), cache.lengths, scale)
         statistics = replace(statistics, codec=f"{codec.identity} {options.enc_dec_model}")

@@ -187,6 +187,11 @@ def test_a_second_run_reads_the_encoded_splits_of_the_first(labelled, train, mon
     train("again", "demo", f"{METRICS} --num_train_steps 1")
 
 
+def test_what_was_cut_is_told_once(train):
+    _, outcome = train("cut", "plain", "--num_train_steps 1 --max_length 12")
+    assert [line.split(":")[0] for line in outcome.err.splitlines() if "were cut" in line] == ["train", "valid"]
+
+
 def test_training_gets_normalised_latents(labelled, data_dir, place):
     options = Options.from_argv(["--eval", "--resume_dir", str(labelled[0])])
     corpus = check(options).corpus
