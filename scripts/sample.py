@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
+from tqdm import tqdm
 
 from scripts.build import System, load_system, strategies_of
 from scripts.checks import check_writable
@@ -90,7 +91,7 @@ def show_steps(system: System) -> Watch:
     def watch(i: int, n: int, rows: Sequence[int], x: Tensor) -> None:
         for row, ids in zip(rows, x, strict=True):
             written = [each for each in ids.tolist() if each >= 0]  # ar has written none behind
-            print(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(written)!r}", flush=True)
+            tqdm.write(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(written)!r}")  # above the bar
 
     return watch
 

@@ -101,6 +101,7 @@ def test_every_step_is_shown_with_its_masks(run_dir, flags, call, loaded):
             assert steps == len(lines) == (5 if flags else 3)
             assert "<mask>" in lines[0][2]
     assert outcome.out.endswith("\n".join(["", *made.first, ""]))
+    assert re.search(r"\| \[.*\]\r +\r", outcome.err)  # the bar makes way for them
 
 
 # Texts longer than the model
