@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from diffusion.process import DiffusionError
@@ -40,21 +43,28 @@ class PlainParser(argparse.ArgumentParser):
 
 USER_ERRORS = (UsageError, CorpusError, ModelError, DiffusionError, MetricError)
 EXIT_USER_ERROR = 2
+EXIT_UNREAD = 128 + signal.SIGPIPE  # what a shell says of programs that such a reader ends
 
 
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error becomes one line on standard error and exit status 2.
 
-    Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: so did Ctrl-C.
+    Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: so did Ctrl-C. 141:
+    whoever read the output stopped reading.
     """
     quiet_libraries()
     try:
         with listening():  # so that whatever is stopped clears away what it had begun
             main()
+            print(end="", flush=True)  # that nobody reads it is to be found here, not as Python leaves
     except USER_ERRORS as error:
         _leave(str(error))
     except Problems as problems:
         _leave(*problems.lines)
+    except BrokenPipeError:  # whoever reads what is printed, `head` say, has seen enough
+        with suppress(OSError, ValueError):  # what is still to be printed at the end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_UNREAD) from None
     except OSError as error:  # a full disk, a folder without permission: nothing that we could foresee
         if error.strerror is None:
             raise

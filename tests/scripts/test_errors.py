@@ -373,6 +373,19 @@ def test_what_the_disk_refuses_is_one_line(call):
     assert (status, err) == (2, "error: /runs/states.npy: No space left on device; check the disk and permissions\n")
 
 
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_reader_who_has_seen_enough_ends_a_command_in_silence(monkeypatch, capfd, flush):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        with pytest.raises(SystemExit) as leaving:
+            run(lambda: print("a sample", flush=flush))
+        monkeypatch.undo()  # `unread` is closed here, as at the end of a process, and has a line left
+    assert leaving.value.code == 141
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("listens", [nullcontext, listening])
 def test_a_job_stopped_by_a_signal_has_its_own_status(call, number, status, listens):
