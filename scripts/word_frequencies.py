@@ -32,7 +32,8 @@ class FrequencyOptions:
 
     def __post_init__(self):
         if self.output_file is None or Path(self.output_file).suffix != ".safetensors":
-            raise UsageError(f"--output_file {self.output_file}: expected a file that ends in .safetensors")
+            given = "" if self.output_file is None else f" {self.output_file}"
+            raise UsageError(f"--output_file{given}: expected a file to write, one that ends in .safetensors")
 
 
 def main() -> None:

@@ -146,4 +146,4 @@ def test_a_wrong_command_line(complaint, own, tmp_path, line, wanted):
 
 def test_a_file_must_be_named(complaint):
     message = complaint(word_frequencies.main, "--dataset_name demo")
-    assert "--output_file None: expected a file that ends in .safetensors" in message
+    assert "--output_file: expected a file to write, one that ends in .safetensors" in message
