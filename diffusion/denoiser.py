@@ -42,17 +42,50 @@ class DenoiserOptions:
             "layer (which is what --scale_shift does); default: as suits the method"
         },
     )
+    trunk: Literal["x_transformers", "dit"] = field(
+        default="x_transformers",
+        metadata={"help": "the network between input and output; dit: that of published MDLM, SEDD and GIDD weights"},
+    )
+    dit_heads: int = field(default=0, metadata={"help": "heads of --trunk dit (0: heads 64 wide)"})
+    dit_cond_dim: int = field(default=128, metadata={"help": "width in which --trunk dit is told the time"})
 
     def __post_init__(self):
         check_choices(self)
-        if self.tx_dim < 1 or self.tx_dim % HEAD_DIM:
+        if self.trunk == "dit":
+            self._check_dit()
+        elif self.dit_heads:
+            raise DiffusionError(f"--dit_heads {self.dit_heads}: is of --trunk dit, leave it out")
+        if self.dit_heads < 0:
+            raise DiffusionError(f"--dit_heads {self.dit_heads}: expected 0 (64 wide) or more")
+        if self.dit_heads and (self.tx_dim < 1 or self.tx_dim % (2 * self.dit_heads)):
+            raise DiffusionError(
+                f"--tx_dim {self.tx_dim}: expected a positive multiple of {2 * self.dit_heads}, twice --dit_heads"
+            )
+        if not self.dit_heads and (self.tx_dim < 1 or self.tx_dim % HEAD_DIM):
             raise DiffusionError(f"--tx_dim {self.tx_dim}: expected a positive multiple of {HEAD_DIM}, the head size")
+        if self.dit_cond_dim < 1:
+            raise DiffusionError(f"--dit_cond_dim {self.dit_cond_dim}: expected at least 1")
         if self.tx_depth < 1:
             raise DiffusionError(f"--tx_depth {self.tx_depth}: expected at least 1")
         if self.bottleneck_dim < 0:
             raise DiffusionError(f"--bottleneck_dim {self.bottleneck_dim}: expected 0 (none) or more")
         if self.scale_shift and self.time_input not in ("default", "layerwise"):
             raise DiffusionError(f"--time_input {self.time_input} contradicts --scale_shift: leave out one of the two")
+
+    def _check_dit(self) -> None:
+        for flag in ("scale_shift", "self_condition", "bottleneck_dim", "class_conditional"):
+            if getattr(self, flag):
+                raise DiffusionError(f"--{flag}: --trunk dit, the published network, has no such thing; leave it out")
+        if self.time_input not in ("default", "none", "layerwise"):
+            raise DiffusionError(
+                f"--time_input {self.time_input}: --trunk dit is told the time in every layer or not at all; choose "
+                "layerwise or none"
+            )
+
+    @property
+    def heads(self) -> int:
+        """Heads of each layer."""
+        return self.dit_heads or self.tx_dim // HEAD_DIM
 
     def chosen_time_input(self, usual: str = "input") -> str:
         """How the time enters, for a method that tells it in the `usual` way."""
@@ -96,7 +129,7 @@ class Denoiser(nn.Module):
         self.trunk = stack(
             dim=width,
             depth=options.tx_depth,
-            heads=width // HEAD_DIM,
+            heads=options.heads,
             attn_dim_head=HEAD_DIM,
             attn_flash=True,
             attn_dropout=dropout,

@@ -77,7 +77,11 @@ class ScoreEntropyProcess:
 
     def sigma(self, t: Tensor) -> Tensor:
         """Total noise at t [B], float64; 0 at t = 0 whatever the schedule starts from."""
-        return torch.where(t > 0, self._noise(t), 0.0)
+        return torch.where(t > 0, self.noise(t), 0.0)
+
+    def noise(self, t: Tensor) -> Tensor:
+        """Total noise [B] that scores at t are of, float64: that of TIME_MIN before it."""
+        return self.survival.sigma(t.double().clamp(min=TIME_MIN))
 
     # Corruption and what the network says of it
 
@@ -92,7 +96,7 @@ class ScoreEntropyProcess:
     def denoised(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Log-scores [B, L, V] from the network output, finite at any t."""
         output = widened(output)
-        log_score = output + like(self.graph.log_scale(self._noise(t)), output)
+        log_score = output + like(self.graph.log_scale(self.noise(t)), output)
         return log_score.scatter(-1, xt.unsqueeze(-1), 0.0)
 
     # Reverse steps
@@ -103,7 +107,7 @@ class ScoreEntropyProcess:
         Exact at one position for exact scores and any s < t. Scores that no distribution has may give negative
         entries; they count as 0.
         """
-        lost = self._noise(t) - self.sigma(s)
+        lost = self.noise(t) - self.sigma(s)
         back = staggered(self.graph, log_score.double().exp(), lost).clamp(min=TINY)
         return self._distribution(back * transition_into(self.graph, xt, lost), s)
 
@@ -132,7 +136,7 @@ class ScoreEntropyProcess:
 
     def integrand(self, log_score: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """The bound in nats per unit of time, [B, L] float64: d sigma / dt times the score entropy."""
-        return self._rate(t).unsqueeze(-1) * self.graph.score_entropy(log_score, x0, xt, self._noise(t))
+        return self._rate(t).unsqueeze(-1) * self.graph.score_entropy(log_score, x0, xt, self.noise(t))
 
     def bound(self, predict: Predict, x0: Tensor, free: Tensor, u: Tensor, generator: Randomness) -> Tensor:
         """One draw of the bound on -log p(x0), [B, L] nats; see `TokenProcess` (Lou et al. 2024, thm. 3.6).
@@ -144,7 +148,7 @@ class ScoreEntropyProcess:
         share = RECONSTRUCTION_SHARE
         is_last = u < share
         t = self.times((u - share).clamp(min=0) / (1 - share), range(self.timesteps))
-        move = self.graph.bound_move_chance(self._noise(t), self.sigma_1)
+        move = self.graph.bound_move_chance(self.noise(t), self.sigma_1)
         xt = torch.where(free, self.graph.corrupt(x0, move, generator), x0)
         at = Positions.where(free if self.loss_reads is None else free & (xt == self.loss_reads))
         log_score = predict(xt, t, at).double()
@@ -153,9 +157,6 @@ class ScoreEntropyProcess:
         last = self.reverse(log_score[is_last], xt[is_last], t[is_last], torch.zeros_like(t[is_last]))
         nats[is_last] = -last.gather(-1, x0[is_last].unsqueeze(-1)).squeeze(-1).log() / share
         return torch.where(free, at.spread(nats) + self.graph.prior_kl(self.sigma_1), 0.0)
-
-    def _noise(self, t: Tensor) -> Tensor:
-        return self.survival.sigma(t.double().clamp(min=TIME_MIN))
 
     def _rate(self, t: Tensor) -> Tensor:
         return self.survival.rate(t.double().clamp(min=TIME_MIN))

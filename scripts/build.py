@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from diffusion.denoiser import CausalDenoiser, LatentDenoiser, TokenDenoiser
+from diffusion.dit import DiT
 from diffusion.process import Process
 from diffusion.schedules import warped
 from diffusion.training import checkpoint
@@ -180,15 +181,18 @@ def build(options: Options, corpus: Corpus, space: Space) -> System:
 
 
 def make_denoiser(options: Options, corpus: Corpus, space: Space, process: Process) -> nn.Module:
-    """The network of the method: the shared trunk with its head, or a pretrained BERT."""
+    """The network of the method: the shared trunk with its head, the published network, or a pretrained BERT."""
     method = METHODS[options.method.method]
+    time_input = options.denoiser.chosen_time_input(method.time_input)
     classes = len(corpus.classes) if options.denoiser.class_conditional else 0
     if not method.on_tokens:
         return LatentDenoiser(space.codec.width, options.denoiser, classes)
     if method.causal:
         return CausalDenoiser(process.vocab_size, options.denoiser, classes)
+    if options.denoiser.trunk == "dit":
+        noise = None if time_input == "none" else partial(method.noise, process)
+        return DiT(process.vocab_size, options.denoiser, noise)
     if options.method.bert_model is not None:
-        time_input = options.denoiser.chosen_time_input(method.time_input)
         return load_bert(find_model(options.method.bert_model), space.codec, process, time_input)
     return TokenDenoiser(process.vocab_size, options.denoiser, classes, method.time_input)
 

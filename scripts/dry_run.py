@@ -147,7 +147,7 @@ def _memory(options: Options, parameters: int, frozen: int, training: bool) -> s
     weights = parameters * FLOAT * (3 + _moments(options) if training else 1) + frozen * FLOAT
     activations = 0
     if training:
-        per_layer = batch * L * trunk.tx_dim * 34 + 5 * batch * (trunk.tx_dim // 64) * L * L
+        per_layer = batch * L * trunk.tx_dim * 34 + 5 * batch * trunk.heads * L * L
         activations = per_layer * trunk.tx_depth * (2 if options.training.mixed_precision == "no" else 1)
     return f"about {_size(weights + activations)}: weights and their kin {_size(weights)}, the rest for {batch} texts"
 

@@ -40,6 +40,7 @@ class Method:
     in_steps: bool = False  # T of them, of which sampling takes some; else time is continuous
     causal: bool = False  # reads from left to right and ends a text itself
     is_tempered: bool = True  # predicts probabilities, which a temperature can sharpen
+    noise: Callable[[Process, Tensor], Tensor] = lambda process, t: t  # what the published network is told at t [B]
 
 
 def _ancestral(**others: Sampler) -> dict[str, Sampler]:
@@ -83,6 +84,7 @@ METHODS: dict[str, Method] = {
         samplers={"ddpm_cache": sample_ddpm_cache, **_ancestral(first_hitting=sample_first_hitting)},
         groups=("survival", "masked"),
         time_input="none",
+        noise=lambda process, t: process.survival.sigma(t.double()),
     ),
     "sedd": Method(
         process=lambda o, space: ScoreEntropyProcess.from_options(
@@ -95,6 +97,7 @@ METHODS: dict[str, Method] = {
         samplers=_ancestral(euler=sample_euler),
         groups=("survival", "score_entropy"),
         is_tempered=False,
+        noise=lambda process, t: process.noise(t),
     ),
     "gidd": Method(
         process=lambda o, space: InterpolatingProcess(
@@ -133,6 +136,7 @@ LATENT_ONLY = (
 )  # fmt: skip
 SAMPLER_FLAGS = {"ddim_sampling_eta": "ddim", "q_sampling_from": "q", "churn": "churn"}
 TRUNK_ONLY = ("tokenizer", "tx_dim", "tx_depth", "scale_shift", "disable_dropout", "class_conditional")
+DIT_ONLY = ("dit_heads", "dit_cond_dim")
 SHARPENING = ("temperature", "top_p", "top_k")
 
 
@@ -183,6 +187,15 @@ def check_flags(options: Options) -> None:
         raise UsageError("--time_input none: the ratios that sedd predicts change with time; choose another")
     if options.run.mbr_candidates > 1 and not options.tokens.condition_on_source:
         raise UsageError("--mbr_candidates chooses among the texts of one source: use --condition_on_source")
+    if options.denoiser.trunk == "dit":
+        if method.causal or not method.on_tokens:
+            raise UsageError(f"--trunk dit: does not serve --method {name}; choose a diffusion of tokens")
+        if options.method.bert_model is not None:
+            raise UsageError("--trunk dit and --bert_model are two networks; leave one of the two out")
+    else:
+        for flag in DIT_ONLY:
+            if flag in options.given:
+                raise UsageError(f"--{flag} is of --trunk dit; leave it out")
     if options.method.bert_model is not None:
         _check_bert(options)
     if options.run.mode == "ppl_eval":
