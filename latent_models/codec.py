@@ -96,6 +96,14 @@ HUB_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
     "bert-base-uncased": "google-bert/bert-base-uncased",
+    "gpt2": "openai-community/gpt2",
+    "mdlm-owt": "kuleshov-group/mdlm-owt",
+    "sedd-small": "louaaron/sedd-small",
+    "sedd-medium": "louaaron/sedd-medium",
+    **{
+        name: f"dvruette/{name}"
+        for name in (f"gidd-{size}-p_unif-{share}" for size in ("small", "base") for share in ("0.0", "0.1", "0.2"))
+    },
 }
 NAMES_HERE = {there: here for here, there in HUB_NAMES.items()}
 

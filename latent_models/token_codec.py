@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from latent_models.codec import MODELS_DIR, Encoded, ModelError, check_words, find_model, first_line, reason
 from latent_models.readers import detokenise
 
-MASK = "[MASK]"
+PAD, MASK = "[PAD]", "[MASK]"
 CHUNK = 10_000  # texts tokenised at a time: a tokenizer's own record of a text is far larger than its ids
 
 
@@ -108,6 +108,12 @@ class TokenCodec:
             raise ModelError(
                 f"{folder}: no tokenizer ({reason(folder, error)}); expected a tokenizer.json with its config"
             ) from error
+
+    def with_pad(self) -> TokenCodec:
+        """The codec with a PAD of its own behind its other ids, before the mask, where its tokenizer has none."""
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.add_special_tokens({"pad_token": PAD})
+        return TokenCodec(self.tokenizer, self.max_length, self.add_eos)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files; ModelError where the disk does not take them."""

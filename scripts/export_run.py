@@ -19,6 +19,7 @@ from scripts.build import space_type
 from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.options import Options, parse
+from scripts.run_folder import IMPORTED
 from scripts.spaces import RECORD, check_files
 
 
@@ -48,7 +49,8 @@ def main() -> None:
     there = newest.relative_to(source)
     with replacing(target) as beside:
         (beside / there).mkdir(parents=True)
-        own = [name for name in (*space_type(options).files, RECORD) if (source / name).exists()]  # some have no record
+        may_be = (*space_type(options).files, RECORD, IMPORTED)  # some have no record
+        own = [name for name in may_be if (source / name).exists()]
         for name in ["args.json", *own, "metrics.jsonl", there / checkpoint.STATE]:
             copy = shutil.copytree if (source / name).is_dir() else shutil.copyfile
             copy(source / name, beside / name)

@@ -14,6 +14,7 @@ from offline_metrics.scores import Scores
 from scripts.errors import UsageError
 from scripts.reading import read_json
 
+IMPORTED = "imported.json"  # of a run made of published weights: where they are from
 WRITTEN = "what an evaluation writes: remove it and evaluate again"
 
 # What a comparison shows of a run, where it was measured.

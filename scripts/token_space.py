@@ -60,7 +60,11 @@ class TokenSpace:
     @classmethod
     def fit(cls, options: TokenOptions, codec_options: CodecOptions, corpus: Corpus, running: bool) -> TokenSpace:
         """Finds or makes the tokenizer and counts lengths and tokens of the training split."""
-        codec = make_token_codec(options, codec_options, corpus, running)
+        return cls.of(make_token_codec(options, codec_options, corpus, running), options, corpus)
+
+    @classmethod
+    def of(cls, codec: TokenCodec, options: TokenOptions, corpus: Corpus) -> TokenSpace:
+        """The space of a tokenizer: counts lengths and tokens of the training split."""
         split = _encode(codec, corpus, "train", options)
         splits = {"train": split}
         limit = codec.target_limit(options.condition_on_source)

@@ -105,9 +105,9 @@ def test_the_defaults_are_found_by_the_names_of_the_options(cached, hub, models,
 
 
 def test_a_renamed_model_is_followed(cached, hub, models):
-    hub.renamed["gpt2"] = NAME
-    assert f"of {NAME}" in cached("gpt2")
-    assert (models / "gpt2" / WEIGHTS).is_file()
+    hub.renamed["distilgpt2"] = NAME
+    assert f"of {NAME}" in cached("distilgpt2")
+    assert (models / "distilgpt2" / WEIGHTS).is_file()
 
 
 # Breaking off and going on
