@@ -14,7 +14,7 @@ from scripts.bench.measure import Output
 from scripts.command_line import parse
 from scripts.errors import run
 
-PARTS = ("training", "scaling", "corpus", "sampling", "scoring")
+PARTS = ("training", "scaling", "corpus", "sampling", "scoring", "trunks")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from diffusion.denoiser import DenoiserOptions, LatentDenoiser
 from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.training.objective import Batch, Objective
 from scripts.bench import __main__ as every_part
-from scripts.bench import corpus, measure, sampling, scaling, scoring, training
+from scripts.bench import corpus, measure, sampling, scaling, scoring, training, trunks
 from scripts.bench.arms import Setting, Texts, plain
 from scripts.bench.trained import STAGES, forward_flops, useful_flops
 
@@ -225,6 +225,18 @@ def test_scoring(bench, data_dir):
         assert row["times_first"] == pytest.approx(row["first_seconds"] / row["second_seconds"])
 
 
+def test_trunks(bench):
+    rows = bench(trunks, f"{TINY} --vocab_size 11 --length 8 --steps 2 --of_steps 4 --repetitions 1")
+    ours, published = rows
+    assert (ours["trunk"], published["trunk"]) == ("x_transformers", "dit")
+    for work in trunks.WORK:
+        assert ours[f"times_{work}"] == 1
+        ratio = published[f"{work}_seconds"] / ours[f"{work}_seconds"]
+        assert published[f"times_{work}"] == pytest.approx(ratio) and ratio > 0
+    heads = 11 * 64 + 11  # the head of either, beside its embedding of as many rows
+    assert all(row["parameters"] > heads + 11 * 64 for row in rows)
+
+
 def test_every_part_is_run_in_a_process_of_its_own_until_one_fails(call, monkeypatch, tmp_path):
     commands = []
 
@@ -255,6 +267,9 @@ def test_every_part_is_run_in_a_process_of_its_own_until_one_fails(call, monkeyp
         (sampling, "--cells ddim", "--cells 'ddim'"),
         (sampling, "--resume_dir nowhere", "nowhere"),
         (scoring, "--mauve_model nowhere", "nowhere"),
+        (trunks, "--tx_dim 100", "--tx_dim 100"),
+        (trunks, "--steps 9 --of_steps 8", "--steps 9"),
+        (trunks, "--vocab_size 1", "--vocab_size 1"),
         (every_part, "--steps 3", "unknown argument '--steps'"),
     ],
 )

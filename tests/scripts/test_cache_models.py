@@ -104,6 +104,25 @@ def test_the_defaults_are_found_by_the_names_of_the_options(cached, hub, models,
         assert (find_model(name) / WEIGHTS).is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("mdlm-owt", "kuleshov-group/mdlm-owt"),
+        ("sedd-medium", "louaaron/sedd-medium"),
+        ("gidd-small-p_unif-0.1", "dvruette/gidd-small-p_unif-0.1"),
+    ],
+)
+def test_published_diffusion_models_have_short_names_and_come_without_their_code(
+    cached, hub, models, name, repository
+):
+    code = {"modeling.py": b"raise SystemExit", "configuration.py": b"raise SystemExit"}
+    hub.repositories[repository] = {"config.json": SAFE["config.json"], WEIGHTS: SAFE[WEIGHTS]} | code
+    cached(repository)
+    assert {path.name for path in (models / name).iterdir()} == {"config.json", WEIGHTS, "cached.json"}
+    hub.asked.clear()
+    assert "is there" in cached(name) and hub.asked == []
+
+
 def test_a_renamed_model_is_followed(cached, hub, models):
     hub.renamed["distilgpt2"] = NAME
     assert f"of {NAME}" in cached("distilgpt2")

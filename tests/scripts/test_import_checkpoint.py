@@ -174,7 +174,7 @@ def test_the_published_trunk_trains_here_and_resumes_bit_for_bit(call, small_run
         (one,), _ = checkpoint.load(run_dir / "checkpoints" / "step_00000004", name)
         (other,), _ = checkpoint.load(copy / "checkpoints" / "step_00000004", name)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert not torch.equal(one["ema_model.output_layer.linear.weight"], torch.zeros(()))
+    assert one["ema_model.output_layer.linear.weight"].any()
 
 
 # What is read
