@@ -80,6 +80,8 @@ class TokenCodec:
         self.max_length = max_length
         self.add_eos = add_eos  # False for running text, of which a text is a piece
         self.eos_id: int = eos_id
+        # GPT-2 has one token for both, and MDLM's published weights write it first.
+        self._begins_alike = tokenizer.bos_token_id == eos_id
         self.pad_id: int = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: it is changed below
@@ -225,6 +227,7 @@ class TokenCodec:
     ) -> list[str]:
         """The text of each row's `valid` positions up to its first EOS, special tokens left out.
 
+        Where a text begins with the same token as it ends with, one at the first position does not end it.
         Sentences of a tokenizer are detokenised and stripped, as the latent codec does; characters and running text
         stay as they are. For the texts of pairs let `valid` be False on the clamped source. There is one way to
         decode, which draws nothing: `strategy` and `seeds` are for codecs that have more.
@@ -241,6 +244,8 @@ class TokenCodec:
         return self._backend.decode(kept, skip_special_tokens=False)
 
     def _ended(self, row: list[int]) -> list[int]:
+        if self._begins_alike and row[:1] == [self.eos_id]:
+            row = row[1:]
         return row[: row.index(self.eos_id)] if self.eos_id in row else row
 
     def _ordinary(self, row: list[int]) -> list[int]:

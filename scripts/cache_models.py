@@ -2,6 +2,7 @@
 
     python -m scripts.cache_models                        # facebook/bart-base, gpt2-large and all-mpnet-base-v2
     python -m scripts.cache_models bert-base-uncased      # others, such as a BERT for --method diffusion_bert
+    python -m scripts.cache_models mdlm-owt sedd-small gpt2   # published weights for scripts.import_checkpoint
     python -m scripts.cache_models --check                # without internet: is all as it was fetched?
 
 puts each model under pre_trained_models/<name>, whole and verified or not at all, weights as safetensors only, with

@@ -3,6 +3,7 @@
 B batch, L positions, V vocabulary, N texts.
 """
 
+import copy
 import json
 import shutil
 import time
@@ -305,6 +306,22 @@ def test_characters_come_back_exactly(texts):
     codec = TokenCodec(character_tokenizer(texts), max_length=21)
     assert round_trip(codec, texts) == texts
     assert codec.clean_vocab_size == 2 + len(set("".join(texts)))
+
+
+def test_the_end_of_text_at_the_first_position_begins_a_text_where_one_token_is_both(gpt2, bart):
+    for codec, expected in ((gpt2, "The pub."), (bart, "")):
+        words = codec.encode_piece("The pub.")
+        row = torch.tensor([[codec.eos_id, *words, codec.eos_id, *words]])
+        assert codec.decode(row, torch.ones_like(row, dtype=torch.bool)) == [expected]
+    ends = torch.full((1, 3), gpt2.eos_id)
+    assert gpt2.decode(ends, torch.ones(1, 3, dtype=torch.bool)) == [""]
+
+
+def test_a_pad_of_its_own_comes_before_the_mask_where_there_is_none(gpt2, bert):
+    codec = TokenCodec(copy.deepcopy(gpt2.tokenizer)).with_pad()
+    assert ids_of(codec) == (785, 784, 784, 0, 783)
+    assert codec.encode(["a"]).x0.tolist() == gpt2.encode(["a"]).x0.tolist()
+    assert ids_of(bert.with_pad()) == ids_of(bert)
 
 
 @pytest.mark.parametrize("text", [" ,a \n\n b .", "[EOS][PAD]", "a[MASK]_b"])
