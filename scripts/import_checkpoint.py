@@ -34,7 +34,8 @@ from scripts.options import GROUPS, MODES, Options
 from scripts.published_config import FAMILIES, HEADS, LENGTH, Config, Family, padded
 from scripts.published_weights import Published, read_published
 from scripts.run_folder import IMPORTED
-from scripts.spaces import TokenSpace, make_token_codec, save_space
+from scripts.spaces import save_space
+from scripts.token_space import TokenSpace, make_token_codec
 
 TOKENIZER = "gpt2"  # of all three families, where they bring none
 READ_OFF = ("method", "trunk", "tx_dim", "tx_depth", "dit_heads", "dit_cond_dim")
