@@ -159,7 +159,7 @@ def main() -> None:
     unmet = [curve.name for curve in curves if curve.at(mark[ENTROPY]) is None]
     words = f"Human text has a pooled entropy of {mark[ENTROPY]:.3f} nats a token."
     if unmet:
-        words += f" No cell of these curves reaches it, or all lie beyond: {', '.join(unmet)}."
+        words += f" No cell of these curves reaches it, or all lie beyond: {'; '.join(unmet)}."
     record = {curve.name: {f"{value:g}": row for value, row in curve.rows.items()} for curve in curves}
     report.write_json(options.output_dir / "frontier.json", {HUMAN: mark, "curves": record})
     write_text(options.output_dir / "frontier.md", "\n\n".join([words, *map(report.markdown, cells)]) + "\n")

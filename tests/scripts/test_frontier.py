@@ -67,6 +67,12 @@ def test_the_cells_of_several_runs_are_drawn_and_written(runs, call, tmp_path):
     assert "| mdlm, temperature 0.5 " in (tmp_path / "frontier.md").read_text()
 
 
+def test_curves_without_a_cell_like_human_text_are_told_apart(runs, call, tmp_path):
+    other = shutil.copytree(runs / "latent", tmp_path / "other")
+    outcome = call(frontier.main, f"{runs / 'latent'} {other} --output_dir {tmp_path}")
+    assert "beyond: latent, ddim, sampling_timesteps; other, ddim, sampling_timesteps." in outcome.out
+
+
 def test_cells_that_are_not_there_are_told(small_run, runs, call, complaint, tmp_path):
     line = complaint(frontier.main, f"{small_run('ar')} --output_dir {tmp_path / 'none'}")
     assert "no run has cells; expected what scripts.step_curves writes" in line
