@@ -163,9 +163,9 @@ def metric_model(options: Options, flag: str) -> Path | None:
     """The folder of scorer or feature model. A default one may be missing in training: its metrics are left out."""
     try:
         return find_model(getattr(options.metrics, flag))
-    except ModelError:
+    except ModelError as error:
         if flag in options.given or options.run.mode in ("eval", "eval_test"):
-            raise
+            raise ModelError(f"--{flag}: {error}") from None  # which nobody may have given
         return None
 
 
