@@ -82,7 +82,12 @@ def sample(
     total = sum(map(len, groups[rank::processes]))
 
     with tqdm(
-        total=total, desc=f"sample {total}", bar_format=BAR, file=sys.stderr, mininterval=1.0, disable=rank > 0
+        total=total,
+        desc=f"sample {total}",
+        bar_format=BAR,
+        file=sys.stderr,
+        mininterval=1 if sys.stderr.isatty() else 30,  # within the bar of training each redrawing is a line of a log
+        disable=rank > 0,
     ) as bar:
 
         def make(group: Tensor) -> tuple[dict[str, list[str]], list[list[int]]]:
