@@ -89,9 +89,10 @@ def show_steps(system: System) -> Watch:
     """Prints the texts of a batch at every step, masks included."""
 
     def watch(i: int, n: int, rows: Sequence[int], x: Tensor) -> None:
-        for row, ids in zip(rows, x, strict=True):
-            written = [each for each in ids.tolist() if each >= 0]  # ar has written none behind
-            tqdm.write(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(written)!r}")  # above the bar
+        with tqdm.external_write_mode():  # above the bar
+            for row, ids in zip(rows, x, strict=True):
+                written = [each for each in ids.tolist() if each >= 0]  # ar has written none behind
+                print(f"step {i:>4}/{n}  sample {row}: {system.space.codec.show(written)!r}", flush=True)
 
     return watch
 
