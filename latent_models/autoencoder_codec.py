@@ -109,8 +109,19 @@ class AutoencoderCodec:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Latents x0 [B, L, D] of texts cut at `max_length` tokens; L is N, or the longest of the batch."""
         read = self.encoder.encode(texts)
-        latents = self.autoencoder.latents(self.autoencoder.standardised(read.x0, read.valid), read.valid)
-        return Encoded(latents, self.autoencoder.valid_latents(read.valid))
+        return Encoded(self._latents(read), self.autoencoder.valid_latents(read.valid))
+
+    def _latents(self, read: Encoded) -> Tensor:
+        return self.autoencoder.latents(self.autoencoder.standardised(read.x0, read.valid), read.valid)
+
+    def piece_ids(self, text: str, first: bool, last: bool) -> Tensor:
+        """The tokens [n] of words within a text; `first`, `last`: they begin or end it."""
+        return self.encoder.piece_ids(text, first, last)
+
+    @torch.no_grad()
+    def encode_among(self, ids: Tensor, start: int, length: int) -> Tensor:
+        """x0 [n, D] of tokens [n] that stand from `start` on in a text of `length`, whose others are not known."""
+        return self._latents(self.encoder.encode_among(ids, start, length))[0, start : start + len(ids)]
 
     def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Length of each text in tokens, special tokens counted, before it is cut."""

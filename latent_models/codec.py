@@ -76,6 +76,12 @@ class Codec(Protocol):
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The texts as one padded batch."""
 
+    def piece_ids(self, text: str, first: bool, last: bool) -> Tensor:
+        """The tokens [n] of words within a text; `first`, `last`: they begin or end it. Where `ends` is not None."""
+
+    def encode_among(self, ids: Tensor, start: int, length: int) -> Tensor:
+        """x0 [n, D] of tokens [n] that stand from `start` on in a text of `length`, whose others are not known."""
+
     def decode(self, x0: Tensor, valid: Tensor, strategy: str, seeds: Sequence[int] | None = None) -> list[str]:
         """One text a row; a strategy that draws takes one seed a row."""
 

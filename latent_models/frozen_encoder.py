@@ -75,12 +75,39 @@ class FrozenEncoder:
         """W, the width of the states."""
         return self.model.config.hidden_size
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Encoded:
         """States [B, L, W] of texts cut at `max_length` tokens, L the longest of the batch."""
         batch = self._tokenised(texts)
-        states = self.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        return Encoded(states, batch.attention_mask.bool())
+        return self._states(batch.input_ids, batch.attention_mask)
+
+    @torch.no_grad()
+    def _states(self, ids: Tensor, attended: Tensor) -> Encoded:
+        return Encoded(self.model(ids, attention_mask=attended).last_hidden_state, attended.bool())
+
+    def piece_ids(self, text: str, first: bool, last: bool) -> Tensor:
+        """The tokens [n] of words within a text, of its special ones those at the ends that the piece has."""
+        behind, start = self.ends[1], 0
+        if not first:  # as tokens differ where words follow on others
+            text, start = f"a{'' if text[:1].isspace() else ' '}{text}", len(self.tokenizer("a")["input_ids"]) - behind
+        ids = self.tokenizer(text)["input_ids"]
+        return torch.tensor(ids[start : None if last else len(ids) - behind], dtype=torch.long)
+
+    def encode_among(self, ids: Tensor, start: int, length: int) -> Encoded:
+        """States [1, L, W] of a text of `length` tokens, of which those [n] from `start` on are known.
+
+        The others are masks; where the tokenizer has none (T5, whose positions are relative) nothing looks at them.
+        """
+        (before, behind), own = self.ends, torch.tensor(self.tokenizer("a")["input_ids"])
+        mask_id = self.tokenizer.mask_token_id
+        text = torch.full((1, length), self.tokenizer.pad_token_id if mask_id is None else mask_id)
+        attended = torch.full((1, length), int(mask_id is not None))
+        for place, known in (
+            (slice(before), own[:before]),
+            (slice(length - behind, None), own[len(own) - behind :]),
+            (slice(start, start + len(ids)), ids),
+        ):
+            text[0, place], attended[0, place] = known, 1
+        return self._states(text.to(self.device), attended.to(self.device))
 
     def ids_of(self, texts: Sequence[str]) -> Tensor:
         """The tokens [B, L] of texts, special ones counted and cut as `encode` cuts them; IGNORED past their ends."""

@@ -131,6 +131,14 @@ class Seq2SeqCodec:
         """Encoder states x0 [B, L, D] of texts cut at `max_length` tokens, L the longest of the batch."""
         return self.encoder.encode(texts)
 
+    def piece_ids(self, text: str, first: bool, last: bool) -> Tensor:
+        """The tokens [n] of words within a text; `first`, `last`: they begin or end it."""
+        return self.encoder.piece_ids(text, first, last)
+
+    def encode_among(self, ids: Tensor, start: int, length: int) -> Tensor:
+        """x0 [n, D] of tokens [n] that stand from `start` on in a text of `length`, whose others are not known."""
+        return self.encoder.encode_among(ids, start, length).x0[0, start : start + len(ids)]
+
     def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Length of each text in tokens, special tokens counted, before it is cut."""
         return self.encoder.token_lengths(texts)

@@ -108,14 +108,17 @@ class LatentSpace:
         return batch, length, self.codec.width
 
     def piece(self, text: str, *, first: bool = False, last: bool = False) -> Tensor:
-        """States [n, D] of the piece read by itself, without those of the ends that it does not have."""
+        """The tokens [n] of the piece, special ones at the ends that it has."""
         if self.codec.ends is None:
             raise UsageError(
                 "--prefix, --suffix and --clamp: this run's latents are not those of single tokens, so no piece of a "
                 "text has a place among them; leave them out"
             )
-        states, (before, behind) = self.statistics.normalise(self.codec.encode([text]).x0[0]), self.codec.ends
-        return states[0 if first else before : None if last else len(states) - behind]
+        return self.codec.piece_ids(text, first, last)
+
+    def among(self, ids: Tensor, start: int, length: int) -> Tensor:
+        """States [n, D] of a piece at its place: a state tells its position too."""
+        return self.statistics.normalise(self.codec.encode_among(ids, start, length))
 
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         return self.codec.decode(self.statistics.unnormalise(x0), shown, strategy, seeds)

@@ -75,10 +75,10 @@ def given_by(system: System, options: SampleOptions, count: int) -> Given:
         pieces.append(Piece(piece(text, first=int(position) == 0), int(position)))
     pieces.sort(key=lambda piece: piece.position)
     for one, other in itertools.pairwise(pieces):
-        if other.position < one.position + len(one.x0):
+        if other.position < one.position + len(one.ids):
             raise UsageError(
                 f"--clamp {other.position}: the piece given before it reaches position "
-                f"{one.position + len(one.x0) - 1}; expected pieces that do not overlap"
+                f"{one.position + len(one.ids) - 1}; expected pieces that do not overlap"
             )
     if options.suffix is not None:
         pieces.append(Piece(piece(options.suffix, last=True), None))

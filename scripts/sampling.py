@@ -35,15 +35,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Piece:
-    """x0 [n] or [n, D] of a piece of text, and its first position; None: the piece ends the text."""
+    """The tokens [n] of a piece of text, and its first position; None: the piece ends the text."""
 
-    x0: Tensor
+    ids: Tensor
     position: int | None
 
     def place(self, length: int) -> slice:
         """Where it stands in a text of `length` positions."""
-        start = length - len(self.x0) if self.position is None else self.position
-        return slice(start, start + len(self.x0))
+        start = length - len(self.ids) if self.position is None else self.position
+        return slice(start, start + len(self.ids))
 
 
 # Called with a step, the number of steps, the samples of a batch and their x after that step.
@@ -176,8 +176,8 @@ def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Pr
 def _target_lengths(system: System, u: Tensor, given: Given) -> Tensor:
     """Positions of each text to be made: as many as the pieces given need at least."""
     limit = system.space.limit
-    least = sum(len(piece.x0) for piece in given.pieces if piece.position is None) + max(
-        (piece.position + len(piece.x0) for piece in given.pieces if piece.position is not None), default=0
+    least = sum(len(piece.ids) for piece in given.pieces if piece.position is None) + max(
+        (piece.position + len(piece.ids) for piece in given.pieces if piece.position is not None), default=0
     )
     if least > limit:
         raise UsageError(
@@ -204,9 +204,11 @@ def _known(
         if source:
             known[row, : len(source)], free[row, : len(source)] = torch.tensor(source), False
         for piece in pieces:
-            place = piece.place(length - len(source))
+            own = length - len(source)
+            place = piece.place(own)
+            x0 = system.space.among(piece.ids, place.start, own)
             place = slice(place.start + len(source), place.stop + len(source))
-            known[row, place], free[row, place] = piece.x0.to(known.dtype).cpu(), False
+            known[row, place], free[row, place] = x0.to(known.dtype).cpu(), False
     return known, free
 
 

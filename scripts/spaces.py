@@ -38,7 +38,10 @@ class Space(Protocol):
         """The shape of x0."""
 
     def piece(self, text: str, *, first: bool = False, last: bool = False) -> Tensor:
-        """x0 [n] or [n, D] of words to be clamped somewhere; `first`, `last`: they begin or end the whole text."""
+        """The tokens [n] of words to be clamped somewhere; `first`, `last`: they begin or end the whole text."""
+
+    def among(self, ids: Tensor, start: int, length: int) -> Tensor:
+        """x0 [n] or [n, D] of such tokens where they stand from `start` on in a text of `length` positions."""
 
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         """The texts of the `shown` [B, L] positions."""

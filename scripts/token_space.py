@@ -114,6 +114,9 @@ class TokenSpace:
         end = [self.codec.eos_id] if last and self.codec.add_eos else []
         return torch.tensor(self.codec.encode_piece(text) + end, dtype=torch.long)
 
+    def among(self, ids: Tensor, start: int, length: int) -> Tensor:
+        return ids
+
     def encode_sources(self, sources: Sequence[str]) -> list[list[int]]:
         """What stands before each text, its separator included."""
         return self.codec.encode_sources(sources)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from latent_models.codec import MODELS_DIR
 from scripts import sample as sample_script
 from scripts.latent_space import LatentSpace
 from scripts.methods import METHODS
@@ -46,7 +47,7 @@ def test_pieces_may_stand_anywhere_and_in_any_number(small_run, loaded):
     pieces = tuple(Piece(system.space.piece(text), position) for text, position in (("pub", 3), ("river", 7)))
     for ids in sample(system, 4, 42, given=Given(pieces=pieces)).ids:
         for piece in pieces:
-            assert ids[piece.position : piece.position + len(piece.x0)] == piece.x0.tolist()
+            assert ids[piece.position : piece.position + len(piece.ids)] == piece.ids.tolist()
 
 
 def test_a_prefix_that_leaves_no_room_to_write_is_the_text(small_run, loaded):
@@ -67,15 +68,28 @@ def test_given_latents_are_held(small_run, call, loaded, monkeypatch):
     assert outcome.status == 0, outcome.err
     assert len(outcome.out.splitlines()) == 3
     space = loaded(run_dir).space
-    prefix, suffix = space.piece(PREFIX, first=True), space.piece(SUFFIX, last=True)
-    piece = space.piece("pub")
+    given = (
+        (space.piece(PREFIX, first=True), 0), (space.piece("pub"), 8), (ending := space.piece(SUFFIX, last=True), None)
+    )  # fmt: skip
     ((x0, shown),) = seen
     for states, keep in zip(x0, shown, strict=True):
         own = states[keep]
-        assert torch.equal(own[: len(prefix)], prefix)
-        assert torch.equal(own[8 : 8 + len(piece)], piece)
-        assert torch.equal(own[-len(suffix) :], suffix)
-        assert not torch.equal(own[len(prefix)], prefix[-1])
+        for ids, position in given:
+            start = len(own) - len(ending) if position is None else position
+            assert torch.equal(own[start : start + len(ids)], space.among(ids, start, len(own)))
+        assert not torch.equal(own[len(given[0][0])], own[len(given[0][0]) - 1])
+
+
+def test_given_words_stand_in_the_texts_of_a_latent_model(loaded):
+    """The committed model writes most of them; of states read by themselves, at other positions, it wrote none."""
+    system = loaded(MODELS_DIR / "diffusion-demo", "--sampling_timesteps", "20")
+    suffix, words = "near the library.", "expensive pub"
+    ends = Piece(system.space.piece(suffix, last=True), None)
+    texts = sample(system, 20, 42, strategies=["beam"], given=Given(pieces=(ends,))).first
+    assert sum(text.endswith(suffix) for text in texts) > 10
+    within = Piece(system.space.piece(words), 5)
+    texts = sample(system, 20, 42, strategies=["beam"], given=Given(pieces=(within,))).first
+    assert sum(words in text for text in texts) > 10
 
 
 # Texts shown while they are made
