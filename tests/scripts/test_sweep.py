@@ -264,7 +264,7 @@ def test_a_dry_run_tells_what_is_wrong_with_any_run_and_leaves_nothing(write, ca
     assert found.status == 0 and found.out.startswith("runs        2 under"), found
     path.write_text(path.read_text().replace('"bart-demo"', '"no/bart"').replace('"gpt2-demo"', '"no/gpt"'))
     found = call(sweep.main, f"{path} --dry_run")
-    assert (found.status, len(found.errors)) == (2, 2)
+    assert (found.status, len(found.errors)) == (2, 3)  # the codec, and the model of two flags
     assert not (tmp_path / "out").exists()
 
 
