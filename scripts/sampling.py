@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -200,13 +201,14 @@ def _known(
     shape = system.space.shape(*valid.shape)
     known = torch.full(shape, system.space.codec.pad_id) if system.method.on_tokens else torch.zeros(shape)
     free = valid.clone()
+    among = cache(system.space.among)  # many rows of a batch are alike in length
     for row, (source, length) in enumerate(zip(before, lengths.tolist(), strict=True)):
         if source:
             known[row, : len(source)], free[row, : len(source)] = torch.tensor(source), False
         for piece in pieces:
             own = length - len(source)
             place = piece.place(own)
-            x0 = system.space.among(piece.ids, place.start, own)
+            x0 = among(piece.ids, place.start, own)
             place = slice(place.start + len(source), place.stop + len(source))
             known[row, place], free[row, place] = x0.to(known.dtype).cpu(), False
     return known, free
