@@ -15,7 +15,8 @@ from scripts.build import System
 from scripts.command_line import parse
 from scripts.errors import UsageError
 from scripts.evaluation import HUMAN
-from scripts.methods import METHODS, check_flags
+from scripts.flag_checks import check_flags
+from scripts.methods import METHODS
 from scripts.run_folder import as_scores, read
 from scripts.sampling import sample
 

@@ -20,8 +20,9 @@ from latent_models.corpora import Corpus, load_corpus
 from latent_models.token_codec import find_tokenizer
 from scripts.console import note
 from scripts.errors import UsageError
+from scripts.flag_checks import check_flags
 from scripts.method_options import CHARACTERS
-from scripts.methods import METHODS, check_flags
+from scripts.methods import METHODS
 from scripts.options import Options
 from scripts.window_file import levels_of
 

@@ -69,8 +69,7 @@ def read(argv: list[str]) -> tuple[Options, WindowOptions]:
         argv = [*argv, *(f"--{flag}={value}" for flag, value in PILOT.items() if flag not in given_flags(argv))]
     elif not set(MODES) & given_flags(argv):
         argv = [*argv, "--gen_data"]
-    argv = with_recipe(argv)
-    *groups, window = parse([*GROUPS, WindowOptions], argv, __doc__)
+    *groups, window = parse([*GROUPS, WindowOptions], with_recipe(argv), __doc__)
     options = Options.from_groups(groups, argv)
     if options.method.method != "latent":
         raise UsageError(f"--method {options.method.method}: has no noise on latents; expected latent")

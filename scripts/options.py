@@ -122,12 +122,15 @@ class Options:
         cls, argv: Sequence[str] | None = None, description: str | None = None, problems: list[str] | None = None
     ) -> Options:
         """The options of a command line; those of an earlier run where it names one with --resume_dir."""
-        argv = with_recipe(sys.argv[1:] if argv is None else argv)
-        return cls.from_groups(parse(GROUPS, argv, description, problems), argv)
+        argv = sys.argv[1:] if argv is None else argv
+        return cls.from_groups(parse(GROUPS, with_recipe(argv), description, problems), argv)
 
     @classmethod
     def from_groups(cls, groups: Sequence[Any], argv: Sequence[str]) -> Options:
-        """The same from the groups that `parse` made of `argv`, for a script with a group of its own beside them."""
+        """The same from the groups that `parse` made, for a script with a group of its own beside them.
+
+        `argv` is what was given by hand: not the flags of a recipe, which may be void beside others.
+        """
         options = cls(*groups, frozenset(given_flags(argv)))
         return options if options.run.resume_dir is None else options._on_top_of(Path(options.run.resume_dir))
 

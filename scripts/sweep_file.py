@@ -34,7 +34,7 @@ from latent_models.codec import first_line
 from scripts.command_line import flags
 from scripts.errors import USER_ERRORS, UsageError
 from scripts.evaluation import RESULTS
-from scripts.methods import check_flags, check_likelihood
+from scripts.flag_checks import check_flags, check_likelihood
 from scripts.options import GROUP_NAMES, GROUPS, MODEL_GROUPS, MODES, Options, fits, kind_name
 from scripts.reading import read_lines
 
@@ -105,9 +105,8 @@ def _sweep(content: dict[str, Any]) -> Sweep:
         for _, chosen in combination:
             values |= chosen
         runs.append(_run(name, Path(output_dir) / name, values, evaluations))
-    for mode in evaluations:
-        if not any(mode in run.evaluations for run in runs):
-            _check_evaluation(mode, runs[0].options)  # says why
+    if "ppl_eval" in evaluations and not any("ppl_eval" in run.evaluations for run in runs):
+        check_likelihood(runs[0].options)  # says why
     return Sweep(Path(output_dir), runs, evaluations)
 
 
@@ -180,17 +179,13 @@ def _run(name: str, folder: Path, values: dict[str, Any], evaluations: dict[str,
         check_flags(options)
         chosen = []
         for mode, own in evaluations.items():
-            evaluated = Options.from_argv(flags(values | own))
+            evaluated = replace(Options.from_argv(flags(values | own)), given=frozenset(own))
             if mode != "ppl_eval" or _has_likelihood(options):
-                _check_evaluation(mode, evaluated)
+                check_flags(replace(evaluated, run=replace(evaluated.run, **{mode: True}, resume_dir="run")))
                 chosen.append(mode)
     except USER_ERRORS as error:
         raise UsageError(f"{name}: {error}") from None
     return Run(name, folder, values, options, tuple(chosen))
-
-
-def _check_evaluation(mode: str, options: Options) -> None:
-    check_flags(replace(options, run=replace(options.run, **{mode: True}, resume_dir="run")))
 
 
 def _has_likelihood(options: Options) -> bool:

@@ -205,4 +205,4 @@ def test_sampling_keeps_the_choice_and_the_candidates_beside_it(run_dir, system,
 
 def test_candidates_need_sources(small_run, complaint):
     line = f"--eval_test --resume_dir {small_run('gidd', '--T_schedule linear')} --mbr_candidates 2"
-    assert "--mbr_candidates chooses among the texts of one source" in complaint(main, line)
+    assert "--mbr_candidates belongs to --condition_on_source" in complaint(main, line)

@@ -79,8 +79,21 @@ TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_
         TRAIN + "--q_sampling_from 0.3": "--q_sampling_from belongs to --sampler q",
         TRAIN + "--sampler dpmpp --q_sampling_from 0.3": "--q_sampling_from belongs to --sampler q",
         TRAIN + "--method mdlm --q_sampling_from 0.3": "--q_sampling_from belongs to --method latent",
-        TRAIN + "--guidance 2": "--guidance: the model knows no classes",
-        TRAIN + "--self_condition_guidance 2": "--self_condition_guidance: the model is not one of --self_condition",
+        # What another flag leaves without effect.
+        TRAIN + "--guidance 2": "--guidance belongs to --class_conditional, without which nothing reads it; leave",
+        TRAIN + "--self_condition_guidance 2": "--self_condition_guidance belongs to --self_condition,",
+        TRAIN + "--self_condition_prob 0.9": "--self_condition_prob belongs to --self_condition,",
+        TRAIN + "--polynomial_T_power 3": "--polynomial_T_power belongs to --T_schedule polynomial,",
+        TRAIN + "--T_schedule cosine --polynomial_T_power 3": "--polynomial_T_power belongs to --T_schedule polynomial",
+        TRAIN + "--tan_d 3": "--tan_d belongs to --beta_schedule tan,",
+        TRAIN + "--p2_loss_weight_k 2": "--p2_loss_weight_k belongs to a --p2_loss_weight_gamma above 0,",
+        TRAIN + "--no_normalize_latent --latent_scale dimension": "--latent_scale belongs to --normalize_latent,",
+        TRAIN + "--class_unconditional_prob 0.2": "--class_unconditional_prob belongs to --class_conditional,",
+        TRAIN + "--label_field kind": "--label_field belongs to --class_conditional,",
+        TRAIN + "--method gidd --gidd_weights raw --gidd_max_weight 2": "--gidd_max_weight belongs to",
+        TRAIN + "--method diffusion_bert --spindle none --spindle_lambda 0.2": "--spindle_lambda belongs to a",
+        TRAIN + "--method diffusion_bert --spindle none --token_counts {file}": "--token_counts belongs to a",
+        TRAIN + "--method mdlm --dit_cond_dim 64": "--dit_cond_dim belongs to --trunk dit,",
         TRAIN + "--churn 2": "--churn belongs to --sampler churn",
         TRAIN + "--noise_shift 0": "--noise_shift 0.0 must be above 0",
         TRAIN + "--method mdlm --noise_shift 2": "--noise_shift belongs to --method latent",
@@ -125,7 +138,7 @@ TRAIN = f"--dataset_name demo --data_dir {{data}} --save_dir {{runs}} --enc_dec_
         TRAIN + "--method mdlm --sigma_max 9": "--sigma_max do not apply to the loglinear schedule",
         TRAIN + "--method sedd --noise_schedule linear --sigma_max 50": "--sigma_max 50 is too much for SEDD",
         TRAIN + "--method mdlm --condition_on_source": "--condition_on_source: texts of 'demo' have no source",
-        TRAIN + "--method mdlm --mbr_candidates 3": "--mbr_candidates.*use --condition_on_source",
+        TRAIN + "--method mdlm --mbr_candidates 3": "--mbr_candidates belongs to --condition_on_source,",
         TRAIN + "--method mdlm --tokenizer no/such": "run: python -m scripts.cache_models no/such$",
         TRAIN + "--method mdlm --tokenizer {tmp}": "not a model folder; expected a config.json",
         TRAIN + "--method mdlm --running_text 20": "not running text; expected train.txt, valid.txt and test.txt",
@@ -269,7 +282,7 @@ def test_a_run_without_its_statistics(refused, run_dir):
         ("--method diffusion_bert --spindle frequency", "", "--spindle frequency has no likelihood"),
         ("--method diffusion_bert --spindle information", "", "--spindle information has no likelihood"),
         ("--method mdlm --temperature 0.5", "--temperature 0.7", "--temperature changes samples"),
-        ("--method latent", "--temperature 0.7", "which --method latent does not predict"),
+        ("--method latent", "--temperature 0.7", "--temperature changes samples"),
         ("--method ar", "--top_k 5", "--top_k changes samples"),
     ],
 )
@@ -278,6 +291,23 @@ def test_what_has_no_likelihood_is_told_before_anything_is_loaded(refused, place
     (folder / "checkpoints" / "step_00000002").mkdir(parents=True)  # empty: whoever reads it stumbles
     Options.from_argv((TRAIN.format(**place) + method).split()).save(folder)
     assert wanted in refused(f"--ppl_eval --resume_dir {folder} {given}")
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    {
+        "--eval --learning_rate 1e-3": "--learning_rate is of training, which --eval does none of",
+        "--gen_data --T_schedule linear": "--T_schedule is of training, which --gen_data does none of",
+        "--eval_test --wandb_name mine": "--wandb_name is of training",
+        "--ppl_eval --num_train_steps 5": "--num_train_steps is of training",
+        "--eval_test --random_seed 7": "--random_seed: --eval_test has seeds of its own",
+        "--eval --likelihood_draws 4": "--likelihood_draws belongs to --ppl_eval",
+        "--ppl_eval --num_samples 7": "--num_samples changes samples",
+        "--ppl_eval --sampling_timesteps 7": "--sampling_timesteps changes samples",
+    }.items(),
+)
+def test_what_an_evaluation_would_not_read(refused, run_dir, line, wanted):
+    assert wanted in refused(f"{line} --resume_dir {run_dir}")
 
 
 # Sampling

@@ -4,7 +4,7 @@ import pytest
 
 from diffusion.gaussian import GaussianOptions
 from scripts.errors import UsageError
-from scripts.methods import check_flags
+from scripts.flag_checks import check_flags
 from scripts.options import Options
 from scripts.recipes import RECIPES
 from train_text_diffusion import main
@@ -32,6 +32,12 @@ def test_the_recipes_differ_and_none_says_how_large_a_model_is():
     for recipe in RECIPES.values():
         assert not {"tx_dim", "tx_depth", "num_train_steps", "train_batch_size", "timesteps"} & recipe.keys()
         GaussianOptions(**{key: value for key, value in recipe.items() if hasattr(GaussianOptions(), key)})
+
+
+def test_a_part_of_a_recipe_is_left_out_with_what_belongs_to_it():
+    options = Options.from_argv("--recipe frontier --self_condition false --no_normalize_latent".split())
+    check_flags(options)  # though the recipe's --self_condition_prob and --latent_scale have no effect then
+    assert not options.denoiser.self_condition
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.methods import check_flags
+from scripts.flag_checks import check_flags
 from scripts.options import Options
 from scripts.sweep_file import read_sweep
 
