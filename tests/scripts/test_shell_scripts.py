@@ -63,6 +63,14 @@ def test_the_example_of_a_sweep_is_one():
     assert len(runs) == 18 and {run.evaluations for run in runs} == {("eval_test",)}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "diffusion").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_sweep_of_the_docs_can_be_read_and_has_three_seeds(path):
+    runs = read_sweep(path).runs
+    seeds = {run.options.training.random_seed for run in runs}
+    assert seeds == ({41} if path.stem == "annealing_small_rate" else {41, 42, 43})
+    assert all("eval_test" in run.evaluations for run in runs)
+
+
 @pytest.mark.parametrize("path", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name)
 def test_jobs_ask_for_a_signal_and_may_be_queued_again(path):
     text = path.read_text()
