@@ -67,7 +67,7 @@ def read_jsonl(path: Path, label_field: str) -> list[Example]:
 
 def read_csv(path: Path, label_field: str) -> list[Example]:
     """CSV with a header: `text`, optional `label_field` and `source`; raises CorpusError."""
-    return _non_empty(path, _examples(path, _table(path, ("text",)), label_field))
+    return _non_empty(path, _examples(path, table(path, ("text",)), label_field))
 
 
 def read_e2e_text(path: Path, label_field: str) -> list[Example]:
@@ -95,6 +95,26 @@ def csv_header(path: Path) -> list[str]:
     for _, row in _csv_rows(path):
         return [name.strip() for name in row]
     raise _empty_file(path)
+
+
+def table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number of the row's last physical line, column -> field) of every row of a CSV file; raises CorpusError."""
+    header = None
+    for number, row in _csv_rows(path):
+        if header is None:
+            header = [name.strip() for name in row]
+            missing = [name for name in required if name not in header]
+            if missing:
+                wrong = f"no column {', '.join(map(repr, missing))} among {_excerpt(', '.join(header))}"
+                raise fault(path, number, wrong, f"the header {','.join(required)}", "name the columns in line 1")
+            if len(set(header)) < len(header):
+                wrong = f"two columns of one name among {_excerpt(', '.join(header))}"
+                raise fault(path, number, wrong, "distinct column names", "rename or remove one")
+        elif len(row) != len(header):
+            wrong = f"{len(row)} fields"
+            raise fault(path, number, wrong, f"{len(header)} as in the header", "quote fields that hold a comma")
+        else:
+            yield number, dict(zip(header, row, strict=True))
 
 
 def detokenise(text: str) -> str:
@@ -161,7 +181,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     former_limit = csv.field_size_limit(_CSV_FIELD_LIMIT)  # process-wide, hence given back
     try:
         for row in reader:
-            if not any(field.strip() for field in row):
+            if not row:  # of blank fields each reader thinks its own
                 raise fault(path, reader.line_num, "blank row", "a filled row on every line", "remove or fill the row")
             yield reader.line_num, row
     except csv.Error as error:
@@ -169,26 +189,6 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise fault(path, reader.line_num, f"not CSV ({error})", expected, "correct the row") from None
     finally:
         csv.field_size_limit(former_limit)
-
-
-def _table(path: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(number of the row's last physical line, column -> field) for every row below the header."""
-    header = None
-    for number, row in _csv_rows(path):
-        if header is None:
-            header = [name.strip() for name in row]
-            missing = [name for name in required if name not in header]
-            if missing:
-                wrong = f"no column {', '.join(map(repr, missing))} among {_excerpt(', '.join(header))}"
-                raise fault(path, number, wrong, f"the header {','.join(required)}", "name the columns in line 1")
-            if len(set(header)) < len(header):
-                wrong = f"two columns of one name among {_excerpt(', '.join(header))}"
-                raise fault(path, number, wrong, "distinct column names", "rename or remove one")
-        elif len(row) != len(header):
-            wrong = f"{len(row)} fields"
-            raise fault(path, number, wrong, f"{len(header)} as in the header", "quote fields that hold a comma")
-        else:
-            yield number, dict(zip(header, row, strict=True))
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def _e2e_lines(path: Path, label_field: str) -> Iterator[Example]:
 
 def _e2e_rows(path: Path, label_field: str) -> Iterator[Example]:
     expected = "an mr such as name[Alimentum], area[city centre]"
-    for number, row in _table(path, ("mr", "ref")):
+    for number, row in table(path, ("mr", "ref")):
         meaning, pairs, position = row["mr"].strip(), [], 0
         while match := _MEANING_PAIR.match(meaning, position):
             pairs.append((match[1].strip(), match[2].strip()))
@@ -279,7 +279,7 @@ def _roc_lines(path: Path) -> Iterator[Example]:
 
 
 def _story_rows(path: Path) -> Iterator[Example]:
-    for number, row in _table(path, STORY_COLUMNS):
+    for number, row in table(path, STORY_COLUMNS):
         yield Example(" ".join(_checked(path, number, name, row[name]) for name in STORY_COLUMNS))
 
 

@@ -1,6 +1,6 @@
 """Scores any file of texts against a corpus, beside the human row.
 
-    python -m scripts.evaluate_samples --samples FILE.jsonl --dataset_name e2e [--split test]
+    python -m scripts.evaluate_samples --samples FILE --dataset_name e2e [--split test]
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from scripts.checks import check_writable
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, VALID_SEED, write_rows
 from scripts.options import parse
-from scripts.samples_file import read_texts
+from scripts.samples_file import FORMATS, read_texts
 
 
 @dataclass
 class ScoringOptions:
     _argument_group_name: ClassVar[str] = "samples"
 
-    samples: str | None = field(default=None, metadata={"help": "texts to score: .jsonl with `text`, or .txt"})
+    samples: str | None = field(default=None, metadata={"help": "texts to score: .jsonl or .csv with `text`, or .txt"})
     split: Literal["valid", "test"] = field(default="test", metadata={"help": "split whose texts are the references"})
     output_dir: str | None = field(default=None, metadata={"help": "also write scores.json and table.md there"})
     save_dir: str = field(
@@ -33,8 +33,8 @@ class ScoringOptions:
     )
 
     def __post_init__(self):
-        if self.samples is None or Path(self.samples).suffix not in (".jsonl", ".txt"):
-            raise UsageError(f"--samples {self.samples}: expected a file that ends in .jsonl or .txt")
+        if self.samples is None or Path(self.samples).suffix not in FORMATS:
+            raise UsageError(f"--samples {self.samples}: expected a file that ends in {', '.join(FORMATS)}")
 
 
 def main() -> None:

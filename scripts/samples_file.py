@@ -1,4 +1,4 @@
-"""Samples and the files they are kept in, JSON lines that say what each text was made of."""
+"""Samples and the files they are kept in, JSON lines that say what each text was made of; readers of other files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.training.files import replacing
+from latent_models.readers import table
 from latent_models.strict_json import parse
 from scripts.errors import UsageError
 from scripts.reading import read_lines
 
+FORMATS = (".jsonl", ".csv", ".txt")  # of files that people give
 FINGERPRINT = 16  # letters of a tokenizer's fingerprint in a samples file
 
 
@@ -56,18 +58,25 @@ class Samples:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a samples file, empty ones too: .jsonl with `text`, or .txt with one a line; as `read_samples`."""
+    """The texts of a samples file, empty ones too; as `read_samples`."""
     return [row["text"] for row in read_samples(path)]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a samples file; of a .txt file just `text`. Raises UsageError naming the line."""
+    """The rows of a samples file: .jsonl or .csv with `text`, or .txt, of which a line is a text and a row just `text`.
+
+    Raises UsageError or CorpusError naming the line.
+    """
     lines = read_lines(path, "a file of samples")
-    if not lines:
+    if path.suffix == ".csv":
+        rows = [row for _, row in table(path, ("text",))] if lines else []
+    elif path.suffix == ".txt":
+        rows = [{"text": line} for line in lines]
+    else:
+        rows = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    if not rows:
         raise UsageError(f"{path}: holds no samples; expected at least one")
-    if path.suffix == ".txt":
-        return [{"text": line} for line in lines]
-    return [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    return rows
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
