@@ -5,6 +5,7 @@ Each way of laying out a folder is one `Layout`; the formats of the single files
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -104,7 +105,7 @@ def load_corpus(options: DataOptions) -> Corpus:
         folder, layouts = data_dir / BUILT_IN[name][0], BUILT_IN[name][1]
     else:
         folder, layouts = _own_folder(data_dir, name), OWN_LAYOUTS
-    names = _file_names(folder, layouts)
+    names = _file_names(folder, layouts, data_dir, name)
     shown = [layout for layout in layouts if any(map(layout.shows, names))]
     if not shown:
         raise fault(folder, None, "holds no corpus files", _described(layouts), "put them there or correct --data_dir")
@@ -130,15 +131,32 @@ def _own_folder(data_dir: Path, name: str | None) -> Path:
     built_in = ", ".join(f"{key} (in {data_dir / folder})" for key, (folder, _) in BUILT_IN.items())
     wrong = f"unknown dataset {name!r}" if name else "no dataset chosen"
     expected = f"{built_in} or a folder under {data_dir} ({there})"
-    raise CorpusError(" ".join(f"{wrong}; expected {expected}; set --dataset_name or --data_dir".splitlines()))
+    remedy = _moved(data_dir, name) or "set --dataset_name or --data_dir"
+    raise CorpusError(" ".join(f"{wrong}; expected {expected}; {remedy}".splitlines()))
 
 
-def _file_names(folder: Path, layouts: tuple[Layout, ...]) -> set[str]:
+def _file_names(folder: Path, layouts: tuple[Layout, ...], data_dir: Path, name: str) -> set[str]:
     try:
-        return {name for name in os.listdir(folder) if not name.startswith(".")}
+        return {file for file in os.listdir(folder) if not file.startswith(".")}
     except OSError as error:
         wrong = "no such folder" if isinstance(error, FileNotFoundError) else f"cannot be listed ({error.strerror})"
-        raise fault(folder, None, wrong, _described(layouts), "put the files there or correct --data_dir") from None
+        remedy = _moved(data_dir, name) or "put the files there or correct --data_dir"
+        raise fault(folder, None, wrong, _described(layouts), remedy) from None
+
+
+def _moved(data_dir: Path, name: str | None) -> str | None:
+    """What to do where the data folder is not the one above that of a corpus, but that folder itself; else None."""
+    ways = [(OWN_LAYOUTS, f"set --dataset_name {data_dir}")]
+    if name in BUILT_IN:
+        folder, layouts = BUILT_IN[name]
+        above = f"set --data_dir {data_dir.parent}"
+        ways.insert(0, (layouts, above if data_dir.name == folder else f"move its files to {data_dir / folder}"))
+    with suppress(OSError):
+        files = sorted(os.listdir(data_dir))
+        for layouts, remedy in ways:
+            if shown := [file for file in files if any(layout.shows(file) for layout in layouts)]:
+                return f"{data_dir} itself holds {shown[0]}: {remedy}"
+    return None
 
 
 def _described(layouts: tuple[Layout, ...]) -> str:

@@ -100,6 +100,25 @@ def test_missing_built_in_folder_gives_its_full_path(tmp_path, name, folder):
     assert refused(tmp_path, name).startswith(f"{tmp_path}/{folder}: cannot be listed (Not a directory); ")
 
 
+@pytest.mark.parametrize(
+    ("folder", "file", "name", "remedy"),
+    [
+        ("mine", "train.txt", "mine", "set --dataset_name {own}"),
+        ("mine", "validation.csv", None, "set --dataset_name {own}"),
+        ("mine", "src1_train.txt", "other", "set --dataset_name {own}"),
+        ("mine", "train.jsonl", "e2e", "set --dataset_name {own}"),
+        ("mine", "trainset.csv", "e2e", "move its files to {own}/e2e_data"),
+        ("e2e_data", "src1_test.txt", "e2e", "set --data_dir {own.parent}"),
+        ("ROCstory", "roc_train.json", "roc", "set --data_dir {own.parent}"),
+    ],
+)
+def test_a_data_folder_that_is_itself_a_corpus_is_told(tmp_path, folder, file, name, remedy):
+    own = tmp_path / folder
+    write(own, {file: "a\n"})
+    message = refused(own, name)
+    assert message.endswith(f"; {own} itself holds {file}: {remedy.format(own=own)}")
+
+
 def test_folder_given_by_its_path_lends_the_corpus_its_name(tmp_path):
     write(tmp_path / "away" / "mine", {f"{split}.txt": "a\n" for split in ("train", "valid", "test")})
     for name in ("away/mine", str(tmp_path / "away" / "mine"), "away/mine/"):
