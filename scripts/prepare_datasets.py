@@ -151,7 +151,7 @@ def _is_there(place: Path, files: dict[str, Any]) -> bool:
         return True
     raise UsageError(
         f"{place}: holds other files ({', '.join(sorted(there)[:3])}, ...); move the folder away or choose another "
-        "--output_dir"
+        "--data_dir"
     )
 
 
@@ -176,9 +176,9 @@ def main() -> None:
         "--from", dest="sources", nargs="+", required=True, metavar="SOURCE",
         help="a folder, or addresses: of a folder with the official file names, or of each .csv file",
     )  # fmt: skip
-    parser.add_argument("--output_dir", default="datasets", help="the --data_dir of runs")
+    parser.add_argument("--data_dir", default="datasets", help="folder in which the corpora lie, as for runs")
     options = parser.parse_args()
-    prepare(options.dataset, options.sources, Path(options.output_dir))
+    prepare(options.dataset, options.sources, Path(options.data_dir))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def prepared(call, target):
     """prepared("dataset --from SOURCE") is what the command printed."""
 
     def done(line: str):
-        outcome = call(main, f"{line} --output_dir {target}")
+        outcome = call(main, f"{line} --data_dir {target}")
         assert outcome.status == 0, outcome.err
         return outcome
 
@@ -65,7 +65,7 @@ def refused(complaint, target):
 
     def done(line: str) -> str:
         before = sorted(target.rglob("*")) if target.exists() else []
-        message = complaint(main, f"{line} --output_dir {target}")
+        message = complaint(main, f"{line} --data_dir {target}")
         assert sorted(target.rglob("*")) == before
         return message
 
@@ -99,7 +99,9 @@ def test_a_second_call_finds_it_there(prepared, official, target):
 def test_other_files_are_left_alone(prepared, refused, official, target):
     prepared(f"e2e --from {official}")
     (official / "devset.csv").write_bytes(e2e_table(["F"]))
-    assert "holds other files (devset.csv, testset_w_refs.csv, trainset.csv, ...)" in refused(f"e2e --from {official}")
+    message = refused(f"e2e --from {official}")
+    assert "holds other files (devset.csv, testset_w_refs.csv, trainset.csv, ...)" in message
+    assert message.endswith("choose another --data_dir")
 
 
 def test_stories_are_split_as_runs_would_split_them(prepared, tmp_path, target):

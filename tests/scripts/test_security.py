@@ -340,7 +340,7 @@ def test_no_secret_of_an_address_is_kept_or_said(call, hub, tmp_path, status):
     hub.faults = {} if status is None else {names[1]: [status] * 6}
     address = hub.url.replace("http://", "http://me:hush4@")
     urls = " ".join(f"'{address}/{name}?token=hush5#hush6'" for name in names)
-    outcome = call(prepare_datasets.main, f"e2e --from {urls} --output_dir {tmp_path / 'data'}")
+    outcome = call(prepare_datasets.main, f"e2e --from {urls} --data_dir {tmp_path / 'data'}")
     assert outcome.status == (0 if status is None else 2)
     written = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
     said = f"{outcome.out}{outcome.err}"
