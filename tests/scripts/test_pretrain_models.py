@@ -12,8 +12,8 @@ from scripts import pretrain_models
 
 
 @pytest.fixture(scope="module")
-def models(call, data_dir, tmp_path_factory):
-    """The folders of a BART and a GPT-2 trained for a few steps."""
+def trained(call, data_dir, tmp_path_factory):
+    """The folders of a BART and a GPT-2 trained for a few steps, and what was said."""
     place = tmp_path_factory.mktemp("models")
     line = (
         f"--dataset_name plain --data_dir {data_dir} --output_dir {place} --width 32 --depth 1 --gpt2_width 32 "
@@ -21,7 +21,12 @@ def models(call, data_dir, tmp_path_factory):
     )
     outcome = call(pretrain_models.main, line)
     assert outcome.status == 0, outcome.err
-    return place / "bart-plain", place / "gpt2-plain"
+    return (place / "bart-plain", place / "gpt2-plain"), outcome
+
+
+@pytest.fixture(scope="module")
+def models(trained):
+    return trained[0]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -51,6 +56,33 @@ def test_training_lowers_the_loss_and_the_card_says_how_to_rebuild(models):
         card = (folder / "README.md").read_text()
         assert "python -m scripts.pretrain_models" in card and "MB" in card
     assert "held out token accuracy" in (models[0] / "README.md").read_text()
+
+
+def test_a_codec_that_does_not_read_ends_in_a_warning(trained):
+    (bart, _), outcome = trained
+    accuracy = json.loads((bart / "training.json").read_text())["held_out_token_accuracy"]
+    assert accuracy < 0.5
+    assert outcome.err.splitlines()[-1] == (
+        f"warning: {bart}: of the tokens of 24 held-out texts {accuracy:.0%} stand at their place when it has read and "
+        "written them; a codec should reach 90%: try --decoder_token_dropout 0.9 (0.3 here) and more --bart_steps (30)"
+    )
+
+
+def test_a_codec_that_reads_ends_in_silence(trained, call, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_models, "token_accuracy", lambda *given: pretrain_models.READS)
+    line = f"--dataset_name plain --data_dir {data_dir} --output_dir {tmp_path} --models bart --vocab_size 400"
+    outcome = call(pretrain_models.main, f"{line} --width 32 --depth 1 --bart_steps 1")
+    assert outcome.status == 0 and "warning" not in outcome.err
+
+
+def test_what_is_cut_off_is_not_held_against_a_codec(models):
+    """Texts longer than --max_length are compared as far as they are read."""
+    codec = Seq2SeqCodec.load(models[0], max_length=8)
+    text = "A very cheap pub near the river, which is a family-friendly place with many bars."
+    (known,) = codec.encoder.known([text])
+    codec.reconstruct = lambda texts, strategy: [known]
+    facts = pretrain_models.held_out_facts(codec, [text])
+    assert known != text and facts["held_out_token_accuracy"] == facts["held_out_exact_sentences"] == 1
 
 
 def test_a_second_training_gives_the_same_weights(call, data_dir, tmp_path, models):
