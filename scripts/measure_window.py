@@ -136,7 +136,7 @@ def measure(system: System, levels: int, texts: int) -> list[Level]:
             x0, valid = batch.x0, batch.valid
             t = torch.full((len(x0),), (step + 1) / process.timesteps, dtype=torch.float64, device=device)
             xt = process.corrupt(x0, t, generator)
-            x0_hat = own_estimate(process, system.denoiser, valid)(xt, t)
+            x0_hat = own_estimate(process, system.denoiser, valid, batch.label)(xt, t)
             logits, ids = system.space.logits_of(words, xt, valid)
             sums += torch.tensor([
                 ((x0_hat - x0) ** 2)[valid].sum().item(),

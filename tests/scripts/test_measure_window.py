@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scripts import measure_window
+from scripts.build import System
 from scripts.measure_window import Level, measure, spent, told_at
 from tests.scripts.conftest import SMALL_RECIPE, TRUNK
 
@@ -23,6 +24,13 @@ def test_a_network_that_says_zero_errs_by_the_data_and_the_decoder_by_the_noise(
     assert levels[0].accuracy > 0.95 > 0.7 > levels[-1].accuracy
     assert levels[0].cross_entropy < 0.3 < 1 < levels[-1].cross_entropy
     assert measure(system, 8, 24) == levels
+
+
+def test_labels_are_given_to_the_network(small_run, loaded, monkeypatch):
+    system = loaded(small_run("latent", "--dataset_name demo --class_conditional"))
+    told = measure(system, 5, 24)
+    monkeypatch.setattr(System, "label_ids", lambda self, labels: torch.full((len(labels),), -1).numpy())
+    assert all(with_it != without for with_it, without in zip(told, measure(system, 5, 24), strict=True))
 
 
 def test_a_text_is_told_up_to_the_first_level_whose_decoder_errs():
@@ -47,9 +55,11 @@ def test_a_run_is_measured(small_run, call, tmp_path):
 
 def test_a_pilot_is_trained_once_and_goes_on_where_it_was_cut_off(call, data_dir, tmp_path):
     flags = SMALL_RECIPE.replace("--timesteps 20", "--timesteps 50").replace("--save_and_sample_every 2 ", "")
+    flags = flags.replace("--perplexity_model gpt2-demo --mauve_model gpt2-demo ", "")
     line = f"{flags} {TRUNK} --data_dir {data_dir} --save_dir {tmp_path} --levels 6 --texts 8"
     first = call(measure_window.main, line)
     assert first.status == 0, first.err
+    assert "not on this machine" not in first.err  # of the models of metrics, which no pilot has
     folder = tmp_path / "window" / "plain-bart-demo"
     assert json.loads((folder / "args.json").read_text())["beta_schedule"] == "log_snr"
     assert not list(folder.glob("evaluation/step_*"))  # no samples, no scores
