@@ -198,7 +198,9 @@ def open_reader(folder: Path) -> nn.Module:
 
 
 def missing_metric_models(options: Options) -> list[str]:
-    """The names of models whose metrics are left out."""
+    """The names of models whose metrics are left out; none where a training ends before it is evaluated."""
+    if options.training.num_train_steps < options.training.save_and_sample_every:
+        return []
     return sorted(
         {getattr(options.metrics, flag) for flag in metric_models(options) if metric_model(options, flag) is None}
     )
