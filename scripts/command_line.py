@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -20,7 +21,13 @@ REFUSED = {
 
 
 class OneLineParser(HfArgumentParser):
-    """An HfArgumentParser whose complaints are one line each and name the choices."""
+    """An HfArgumentParser whose complaints are one line each and name the choices, and whose --no_x says what it is."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        for action in self._actions:
+            if action.const is False:  # which has the help of --x, and would say that it is off by default
+                action.help, action.default = f"--{action.dest} false, in short", SUPPRESS
 
     def error(self, message: str):
         raise UsageError(f"{message} (see --help)")

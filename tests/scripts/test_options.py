@@ -145,6 +145,17 @@ def test_flags_are_read_from_the_command_line_only(tmp_path, monkeypatch):
 def test_a_default_that_is_true_can_be_switched_off():
     assert not options("--no_normalize_latent").codec.normalize_latent
     assert not options("--normalize_latent false").codec.normalize_latent
+    assert options("").codec.normalize_latent
+
+
+def test_the_help_of_a_flag_and_of_its_negation_are_true(capsys):
+    with pytest.raises(SystemExit):
+        options("--help")
+    words = " ".join(capsys.readouterr().out.split())
+    positive, negative = re.findall(r"--normalize[-_]latent \[NORMALIZE_LATENT\] (\w.*?) --no_normalize_latent, "
+                                    r"--no-normalize-latent (.*?) --latent_scale", words)[0]  # fmt: skip
+    assert positive == "normalise latents by the statistics of the whole training split (default: True)"
+    assert negative == "--normalize_latent false, in short"
 
 
 def test_given_flags_are_known_however_they_are_written():
