@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_models.claim import claimed
 from latent_models.codec import Codec, ModelError, first_line
 from latent_models.seq2seq_codec import LatentDtype
 
 STORED = {"float32": np.dtype("<f4"), "bf16": np.dtype("<u2")}  # numpy has no bfloat16: its bits stand for it
+Progress = Callable[[Iterable[int], str], Iterable[int]]  # of items and a title: the items, and how far they are
 PIECE = 1_024  # rows that `pieces` reads at a time
 
 
@@ -70,10 +69,12 @@ def encoded(
     name: str,
     dtype: LatentDtype = "float32",
     batch_size: int = 64,
+    progress: Progress = lambda starts, title: starts,
 ) -> LatentCache:
     """The cache of `texts` under `folder`, built first where it is not there yet; raises ModelError if it is damaged.
 
-    Of many processes one builds and the others wait, and a build cut short does no harm, as `claimed` says.
+    Of many processes one builds and the others wait, and a build cut short does no harm, as `claimed` says. `progress`
+    may show how far it is.
     """
     place = cache_folder(codec, texts, folder, name, dtype)
     about = {"codec": codec.fingerprint, "dtype": dtype, "width": codec.width, "texts": len(texts)}
@@ -82,7 +83,8 @@ def encoded(
             raise ModelError(f"{place}: not a folder; expected one of encoded texts, or none: move it away")
         with claimed(place, "states.npy", f"{name}: another process is encoding these texts; waiting for it") as file:
             if file is not None:
-                _build(codec, texts, file, about, name, batch_size)
+                starts = progress(range(0, len(texts), batch_size), f"encode {name}")
+                _build(codec, texts, file, about, starts, batch_size)
     try:
         return _read(place, about, codec.most_positions)
     except Exception as error:  # numpy raises many kinds for a header that does not hold what it should
@@ -116,7 +118,7 @@ def _read(place: Path, about: dict[str, Any], most: int) -> LatentCache:
 
 
 def _build(
-    codec: Codec, texts: Sequence[str], file: BinaryIO, about: dict[str, Any], name: str, batch_size: int
+    codec: Codec, texts: Sequence[str], file: BinaryIO, about: dict[str, Any], starts: Iterable[int], batch_size: int
 ) -> None:
     """Writes the states to `file`, the rest beside it. Written, not mapped: a full disk is an error, not a signal."""
     lengths = np.array(codec.token_lengths(texts))
@@ -128,8 +130,7 @@ def _build(
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     origin, row_bytes = file.tell(), codec.width * dtype.itemsize
     order = np.argsort(lengths, kind="stable")  # neighbours of one length need no padding
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=f"encode {name}", file=sys.stderr, mininterval=1.0):
+    for start in starts:
         chosen = order[start : start + batch_size]
         batch = codec.encode([texts[i] for i in chosen])
         states = batch.x0[batch.valid].cpu()  # [positions, D]

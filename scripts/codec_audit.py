@@ -11,17 +11,16 @@ B batch, L positions, D latent width.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from tqdm import tqdm
 
 from diffusion.randomness import normal
 from diffusion.training.files import write_text
+from diffusion.training.progress import progress_bar
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions, token_accuracy
 from offline_metrics import report
@@ -60,7 +59,7 @@ def written_again(
     """Some texts, as the codec's tokenizer knows them, and what is written of their latents at each noise ratio."""
     wanted, found = [], {ratio: [] for ratio in ratios}
     chosen = torch.tensor(shuffled(range(len(texts.texts)), SEED)[:count])
-    for rows in tqdm(texts.by_length(chosen, batch_size), "write", file=sys.stderr, mininterval=1.0):
+    for rows in progress_bar(texts.by_length(chosen, batch_size), "write"):
         batch, own = texts.batch(rows)
         wanted += texts.space.codec.encoder.known(own)
         noise = normal(batch.x0.shape, texts.draws(rows, SEED), batch.x0.device)

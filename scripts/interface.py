@@ -6,19 +6,18 @@ Legend: B batch, L positions, D latent width, M tokens.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.gaussian import like
 from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators, normal, sample_seeds, uniform
 from diffusion.training.objective import Batch
+from diffusion.training.progress import progress_bar
 from latent_models.codec import Codec
 from latent_models.frozen_encoder import IGNORED
 from scripts.build import System
@@ -138,7 +137,7 @@ def readings_by_kind(
     A text has random numbers of its own, the same ones for every kind, codec and batch size.
     """
     found = {name: [] for name in kinds}
-    for rows in tqdm(texts.by_length(chosen, batch_size), "read", file=sys.stderr, mininterval=1.0):
+    for rows in progress_bar(texts.by_length(chosen, batch_size), "read"):
         (batch, own), generators = texts.batch(rows), texts.draws(rows, seed)
         u = uniform(rows.shape, generators, batch.x0.device, torch.float64)
         noise = normal(batch.x0.shape, generators, batch.x0.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.training.objective import Batch
+from diffusion.training.progress import progress_bar
 from diffusion.window import Levels
 from latent_models.codec import Codec, find_model
 from latent_models.codec_kinds import codec_type
@@ -174,7 +175,9 @@ def check_decoder(options: CodecOptions, statistics: LatentStatistics) -> None:
 
 def encode_split(codec: Codec, corpus: Corpus, name: str, folder: Path, dtype: LatentDtype) -> LatentCache:
     """The encoded split, from disk where this codec encoded the same texts before."""
-    cache = encoded(codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}", dtype)
+    cache = encoded(
+        codec, getattr(corpus, name).texts, folder, f"{corpus.name}-{name}", dtype, progress=progress_bar
+    )
     if cache.truncated:
         note(f"{name}: {cache.truncated:,} of {len(cache.lengths):,} texts were cut at {codec.max_length} tokens")
     return cache

@@ -19,12 +19,12 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from diffusion.guidance import own_estimate
 from diffusion.schedules import BETA_SCHEDULES, NoiseSchedule, tan_betas
 from diffusion.training import checkpoint
 from diffusion.training.files import write_text
+from diffusion.training.progress import progress_bar
 from diffusion.training.signals import listening
 from diffusion.window import Levels, Window, information_rate
 from latent_models.frozen_encoder import IGNORED
@@ -129,7 +129,7 @@ def measure(system: System, levels: int, texts: int) -> list[Level]:
     batches = [held_out.batch(rows) for rows in groups]
     tokens = sum(int(batch.valid.sum()) for batch, _ in batches)
     found = []
-    for step in tqdm(steps.tolist(), "noise levels", file=sys.stderr, mininterval=1):
+    for step in progress_bar(steps.tolist(), "noise levels"):
         generator = torch.Generator(device).manual_seed(SEED + step)
         sums = torch.zeros(3, dtype=torch.float64)  # squared error, tokens written right, nats
         for batch, words in batches:

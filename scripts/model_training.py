@@ -6,17 +6,16 @@ B batch, L positions.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diffusion.training.files import write_text
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_optimizer
+from diffusion.training.progress import progress_bar
 
 Item = TypeVar("Item")
 
@@ -36,7 +35,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
     log, losses = [], []
-    bar = tqdm(range(1, steps + 1), desc=type(model).__name__, file=sys.stderr, mininterval=1.0)
+    bar = progress_bar(range(1, steps + 1), type(model).__name__)
     for step in bar:
         loss = loss_of(next(data))
         loss.backward()
@@ -47,7 +46,7 @@ def train(
         losses.append(loss.detach())
         if step % 50 == 0 or step == steps:
             log.append({"step": step, "loss": round(torch.stack(losses).mean().item(), 4)})
-            bar.set_postfix(loss=log[-1]["loss"])
+            bar.set_postfix(loss=log[-1]["loss"], refresh=False)
             losses.clear()
     model.eval()
     return log

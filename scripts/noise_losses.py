@@ -10,7 +10,6 @@ evaluation/noise_losses_step_*/losses.json, which are not measured again.
 
 from __future__ import annotations
 
-import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from diffusion.training import checkpoint
+from diffusion.training.progress import progress_bar
 from offline_metrics import report
 from scripts.build import System, load_system
 from scripts.console import note
@@ -53,7 +52,7 @@ def band_losses(system: System, count: int) -> list[float]:
     ]
     masses = [objective.mass(batch) for batch in batches]
     losses = []
-    for steps in tqdm(bands_of(system.process.timesteps, count), "noise levels", file=sys.stderr, mininterval=1):
+    for steps in progress_bar(bands_of(system.process.timesteps, count), "noise levels"):
         generator = torch.Generator(device).manual_seed(SEED + steps.start)
         found = [objective(system.denoiser, batch, steps, generator).mean().item() for batch in batches]
         losses.append(sum(loss * mass for loss, mass in zip(found, masses, strict=True)) / sum(masses))

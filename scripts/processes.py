@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +13,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, distributed
-from tqdm import tqdm
+
+from diffusion.training.progress import progress_bar
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
@@ -58,7 +58,7 @@ def shared_groups(
     Shared out over the processes, with a bar of that title.
     """
     groups = torch.tensor(lengths).argsort(stable=True).split(size)
-    with tqdm(total=len(groups), desc=title, file=sys.stderr, mininterval=1, disable=not is_main()) as bar:
+    with progress_bar(None, title, total=len(groups), disable=not is_main()) as bar:
 
         def one(group: Tensor) -> Made:
             made = work(group)

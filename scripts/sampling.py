@@ -5,18 +5,17 @@ B batch, L positions, D latent width.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.early_stop import EarlyStop
 from diffusion.guidance import Clamped, Guided, Prediction, Predictor, Tempered
 from diffusion.randomness import SampleGenerators, sample_seeds, uniform
+from diffusion.training.progress import progress_bar
 from scripts.build import System
 from scripts.errors import UsageError
 from scripts.processes import rank_and_count, shared_out
@@ -82,14 +81,7 @@ def sample(
     rank, processes = rank_and_count()
     total = sum(map(len, groups[rank::processes]))
 
-    with tqdm(
-        total=total,
-        desc=f"sample {total}",
-        bar_format=BAR,
-        file=sys.stderr,
-        mininterval=1 if sys.stderr.isatty() else 30,  # within the bar of training each redrawing is a line of a log
-        disable=rank > 0,
-    ) as bar:
+    with progress_bar(None, f"sample {total}", total=total, bar_format=BAR, disable=rank > 0) as bar:
 
         def make(group: Tensor) -> tuple[dict[str, list[str]], list[list[int]]]:
             """The texts of a group by each strategy, and what they were written from, for methods on tokens."""

@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.guidance import Prediction
 from diffusion.randomness import SampleGenerators, sample_seeds
 from diffusion.self_correction import STOPS, self_correct
 from diffusion.training.files import replacing
+from diffusion.training.progress import progress_bar
 from latent_models.codec import ModelError
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.report import write_json
@@ -119,7 +119,7 @@ def correct(system: System, ids: list[list[int]], options: CorrectionOptions, se
     padded = system.options.tokens.lengths == "modelled"  # then the network knows texts with their PAD only
     order = torch.tensor([len(row) for row in ids]).argsort(stable=True)
     groups = order.split(system.options.training.eval_batch_size)
-    for group in tqdm(groups, desc="correct", file=sys.stderr, mininterval=1.0):
+    for group in progress_bar(groups, "correct"):
         rows = group.tolist()
         lengths = [len(ids[i]) for i in rows]
         width = system.space.limit if padded else max(lengths)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from diffusion.training.batches import EpochBatches
 from diffusion.training.files import replacing
+from diffusion.training.progress import progress_bar
 from latent_models.autoencoder import HEAD, Autoencoder, Shape
 from latent_models.autoencoder_codec import AutoencoderCodec
 from latent_models.codec import ModelError, find_model
@@ -102,8 +103,8 @@ class Lessons(NamedTuple):
 
 
 def read_split(encoder: FrozenEncoder, corpus: Corpus, name: str, save_dir: str) -> Lessons:
-    texts = getattr(corpus, name).texts
-    return Lessons(encoder, encoded(encoder, texts, Path(save_dir) / "latents", f"{corpus.name}-{name}"), texts)
+    texts, folder = getattr(corpus, name).texts, Path(save_dir) / "latents"
+    return Lessons(encoder, encoded(encoder, texts, folder, f"{corpus.name}-{name}", progress=progress_bar), texts)
 
 
 def several(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -30,6 +30,7 @@ from diffusion.training.loading import made_ahead
 from diffusion.training.objective import Batch, Objective
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_ema, make_optimizer
 from diffusion.training.options import TrainingOptions
+from diffusion.training.progress import progress_bar
 from diffusion.training.share import Share
 from diffusion.training.signals import Stopped, StopSignals
 from diffusion.training.tracker import Tracker, Trackers
@@ -183,13 +184,12 @@ class Trainer:
         `catch_up` evaluates first where the present step should have been evaluated.
         """
         tracker = self.make_tracker(self.step) if self.accelerator.is_main_process else Trackers()
-        bar = tqdm(
+        bar = progress_bar(
+            None,
+            "train",
             total=self.options.num_train_steps,
             initial=self.step,
-            desc="train",
             disable=not self.accelerator.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file needs no line every half second
-            file=sys.stderr,
         )
         with closing(tracker), closing(bar), self.stop.deferred():  # what is said after an error has its own line
             if catch_up and self.step and self.step % self.options.save_and_sample_every == 0:
@@ -220,7 +220,7 @@ class Trainer:
                     "steps_per_second": (self.step - first) / (time.monotonic() - started),
                 }
                 shown = {"loss": f"{row['loss']:.4f}", "valid": f"{row['valid_loss_ema']:.4f}", "lr": f"{rate:.1e}"}
-                bar.set_postfix(shown | {"T": T_k})
+                bar.set_postfix(shown | {"T": T_k}, refresh=False)
                 tracker.log(self.step, row)
                 losses.clear()
             due, stopping = self.step % options.save_and_sample_every == 0, self._stopping()

@@ -1,7 +1,6 @@
 """Texts of which something is given, texts shown while they are made, and texts longer than the model."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -117,20 +116,6 @@ def test_every_step_is_shown_with_its_masks(run_dir, flags, call, loaded):
             assert "<mask>" in lines[0][2]
     assert outcome.out.endswith("\n".join(["", *made.first, ""]))
     assert re.search(r"\| \[.*\]\r +\r", outcome.err)  # the bar makes way for them
-
-
-@pytest.mark.parametrize(("terminal", "seconds"), [(True, 1), (False, 30)])
-def test_a_log_file_gets_few_lines_of_the_bar(small_run, loaded, monkeypatch, terminal, seconds):
-    class Drawn(Exception):
-        pass
-
-    def drawn(**settings):
-        raise Drawn(settings["mininterval"])
-
-    monkeypatch.setattr("scripts.sampling.tqdm", drawn)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    with pytest.raises(Drawn, match=f"^{seconds}$"):
-        sample(loaded(small_run("mdlm")), 2, 42)
 
 
 # Texts longer than the model
