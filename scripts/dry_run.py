@@ -5,7 +5,9 @@ Whatever is missing or wrong is told at once, one line each; else a short table 
 
 from __future__ import annotations
 
+import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from scripts.options import Options
 from scripts.window_file import levels_of
 
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
+MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes that the system counts memory in
 SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded splits
 Result = TypeVar("Result")
 
@@ -138,18 +141,22 @@ def _steps(options: Options, texts: int) -> str:
 
 
 def _memory(options: Options, parameters: int, frozen: int, training: bool) -> str:
-    """Weights and their kin, and the activations of one batch after Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2.
+    """What this process has taken, weights and their kin, and the activations of one batch in training.
 
-    Of one process that has the batch to itself; their count of a plain layer of 16-bit numbers is doubled for float32.
+    These after Korthikanti et al. 2022 (arXiv:2205.05198), eq. 2, of one process that has the batch to itself; their
+    count of a plain layer of 16-bit numbers is doubled for float32.
     """
-    batch = options.training.train_batch_size if training else options.training.eval_batch_size
-    L, trunk = options.codec.max_length, options.denoiser
-    weights = parameters * FLOAT * (3 + _moments(options) if training else 1) + frozen * FLOAT
-    activations = 0
+    batch, L, trunk = options.training.train_batch_size, options.codec.max_length, options.denoiser
+    parts = {
+        "libraries and texts (never on a GPU)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS,
+        "weights and their kin": parameters * FLOAT * (3 + _moments(options) if training else 1) + frozen * FLOAT,
+    }
     if training:
         per_layer = batch * L * trunk.tx_dim * 34 + 5 * batch * trunk.heads * L * L
-        activations = per_layer * trunk.tx_depth * (2 if options.training.mixed_precision == "no" else 1)
-    return f"about {_size(weights + activations)}: weights and their kin {_size(weights)}, the rest for {batch} texts"
+        numbers = 2 if options.training.mixed_precision == "no" else 1
+        parts[f"activations of {batch} texts"] = per_layer * trunk.tx_depth * numbers
+    counted = ", ".join(f"{what} {_size(size)}" for what, size in parts.items())
+    return f"about {_size(sum(parts.values()))}: {counted}; sampling, decoding and scoring are not counted"
 
 
 def _moments(options: Options) -> int:

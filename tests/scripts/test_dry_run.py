@@ -34,6 +34,12 @@ def told(call, data_dir, tmp_path):
     return lines
 
 
+def sizes(row: str) -> list[float]:
+    """The bytes that a row names."""
+    units = {"MB": 1e6, "GB": 1e9}
+    return [float(size.replace(",", "")) * units[unit] for size, unit in re.findall(r"([\d,.]+) (MB|GB)", row)]
+
+
 @pytest.fixture
 def table(call, tmp_path):
     """table("flags") is what --dry_run printed, by row; it must leave nothing behind."""
@@ -140,7 +146,10 @@ def test_what_is_foretold_of_a_run_is_what_comes(table, small_run, loaded, metho
     taken = sum(path.stat().st_size for path in (run_dir / "checkpoints").rglob("*.safetensors")) / 1e6
     assert needed == pytest.approx(taken, rel=0.1, abs=1)
     assert ("gpt2-demo" in rows["models"], "bart-demo" in rows["models"]) == (True, method == "latent")
-    assert "memory" in rows
+    total, libraries, weights, activations = sizes(rows["memory"])
+    assert libraries > 200e6  # torch and its kin
+    assert weights > 5 * 4 * network and activations > 0
+    assert total == pytest.approx(libraries + weights + activations, rel=0.1)
 
 
 def test_encoded_splits_are_measured_until_they_are_there(small_run):
@@ -168,6 +177,7 @@ def test_every_job_of_a_run(table, small_run, mode, tmp_path):
     rows = table(f"--{mode} --resume_dir {small_run('mdlm')} --num_samples 3")
     assert rows["job"].startswith(f"{mode}, mdlm, plain")
     assert ("steps" in rows, "disk" in rows) == (mode == "resume_training",) * 2
+    assert len(sizes(rows["memory"])) == (4 if mode == "resume_training" else 3)
     assert (rows["models"] == "none") == (mode in ("ppl_eval", "gen_data"))
 
 
