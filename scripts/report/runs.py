@@ -99,12 +99,13 @@ def found_in(places: list[Path]) -> tuple[dict[Path, str], list[tuple[str, str]]
     A run is called by its path from the place given. Raises UsageError where there is no run at all.
     """
     titles: dict[Path, str] = {}
+    known: set[Path] = set()
     empty = []
     for place in places:
         found = find_runs(place)
-        known = {path.resolve() for path in titles}
-        for path in found:
+        for path in sorted(found, key=Path.is_symlink):  # a run has its own name before that of a link to it
             if path.resolve() not in known:
+                known.add(path.resolve())
                 titles[path] = place.absolute().name if path == place else str(path.relative_to(place))
         if not found:
             empty.append((str(place), "holds no run" if place.is_dir() else "is no folder"))

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from scripts.report.__main__ import main
-from scripts.report.runs import find_runs
+from scripts.report.runs import find_runs, found_in
 
 EVALUATED = "evaluation/test_step_00000400"
 PAYLOAD = """</td></script><script>alert(1)</script><img src=x onerror="alert('2')">&amp; "q" \x00\x1b[31m"""
@@ -293,6 +293,15 @@ def test_runs_lie_at_any_depth_and_count_once(write_run, tmp_path, report):
     made = report(place / "run_10", place, tmp_path / "none", place / "run_9" / "evaluation")
     assert "3 runs" in made.page.text
     assert "none: is no folder" in made.err and "evaluation: holds no run" in made.err
+
+
+def test_a_run_that_a_link_leads_to_as_well_counts_once_by_its_own_name(write_run, tmp_path):
+    place, elsewhere = tmp_path / "study", write_run(tmp_path / "elsewhere")
+    write_run(place / "run_1")
+    for name, target in (("latest", place / "run_1"), ("other", elsewhere)):
+        (place / name).symlink_to(target)
+    titles, empty = found_in([place])
+    assert (list(titles.values()), empty) == (["run_1", "other"], [])
 
 
 @pytest.mark.parametrize(
