@@ -35,7 +35,7 @@ from scripts.interface import (
     readings,
     readings_by_kind,
 )
-from scripts.options import Options
+from scripts.options import Options, reading_a_run
 from scripts.sampling import sample
 
 SEED = 42
@@ -107,7 +107,7 @@ def audit(system: System) -> dict[str, Row]:
 
 
 def main() -> None:
-    options = Options.from_argv([*sys.argv[1:], "--gen_data"], description=__doc__)
+    options = Options.from_argv(reading_a_run(sys.argv[1:]), description=__doc__)
     check_latent(options)
     if options.run.dry_run:
         return dry_run(options, [])

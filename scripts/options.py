@@ -198,6 +198,20 @@ def read_args(run_dir: Path) -> dict[str, Any]:
     return saved
 
 
+def reading_a_run(argv: Sequence[str]) -> list[str]:
+    """The command line of a script that reads a trained run, with the mode that loads one; raises UsageError.
+
+    The modes of training's command mean nothing there, so that they are neither taken nor talked about.
+    """
+    given = given_flags(argv)
+    for mode in MODES:
+        if mode in given:
+            raise UsageError(f"--{mode}: is a mode of train_text_diffusion.py; leave it out")
+    if "resume_dir" not in given and not {"-h", "--help"} & set(argv):
+        raise UsageError("expected --resume_dir, the folder of a trained run")
+    return [*argv, "--gen_data"]
+
+
 INTEGERS = range(-(2**63), 2**63)
 
 

@@ -24,7 +24,7 @@ from scripts.console import note, say
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.methods import METHODS
-from scripts.options import GROUPS, Options, parse
+from scripts.options import GROUPS, Options, parse, reading_a_run
 from scripts.samples_file import Samples
 from scripts.sampling import Given, Piece, Watch, sample
 from scripts.semi_autoregressive import sample_long
@@ -98,7 +98,7 @@ def show_steps(system: System) -> Watch:
 
 
 def main() -> None:
-    argv = [*sys.argv[1:], "--gen_data"]
+    argv = reading_a_run(sys.argv[1:])
     *groups, output = parse([*GROUPS, SampleOptions], argv, __doc__)
     options = Options.from_groups(groups, argv)
     if output.output_file is not None:

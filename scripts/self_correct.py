@@ -34,7 +34,7 @@ from scripts.checks import check_writable
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.methods import SHARPENING
-from scripts.options import GROUPS, Options, parse
+from scripts.options import GROUPS, Options, parse, reading_a_run
 from scripts.samples_file import FINGERPRINT, read_samples
 
 EARLY = 0.01  # the time at which the network is asked: nearly finished texts
@@ -177,7 +177,7 @@ def report_of(before: list[str], results: list[dict[str, Any]]) -> dict[str, Any
 
 
 def main() -> None:
-    argv = [*sys.argv[1:], "--gen_data"]
+    argv = reading_a_run(sys.argv[1:])
     *groups, correction = parse([*GROUPS, CorrectionOptions], argv, __doc__)
     options = Options.from_groups(groups, argv)
     path, target = Path(correction.samples), Path(correction.output_file)

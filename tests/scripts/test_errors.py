@@ -359,7 +359,7 @@ def test_a_wrong_way_to_sample(refused, small_run, run, line, wanted):
 @pytest.mark.parametrize(
     ("main", "line", "wanted"),
     [
-        (sample.main, "", "needs --resume_dir"),
+        (sample.main, "", "expected --resume_dir, the folder of a trained run"),
         (sample.main, "--resume_dir {tmp}/run --strategy best", "--strategy 'best' is not one of: beam, nucleus"),
         (sample.main, "--resume_dir {tmp} --strategies beam", "unknown argument '--strategies'"),
         (evaluate_samples.main, "--dataset_name demo", "--samples None: expected a file"),

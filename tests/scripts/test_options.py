@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from scripts import interface_audit, sample, self_correct
 from scripts.errors import USER_ERRORS, UsageError
 from scripts.options import GROUPS, Options, given_flags
 
@@ -243,6 +244,18 @@ def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_flag(line):
 )
 def test_modes_and_run_folders_that_do_not_go_together(line, wanted):
     assert wanted in one_line(line)
+
+
+@pytest.mark.parametrize("script", [sample, self_correct, interface_audit])
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    {
+        "--num_samples 2": "expected --resume_dir, the folder of a trained run",
+        "--eval --resume_dir x": "--eval: is a mode of train_text_diffusion.py; leave it out",
+    }.items(),
+)
+def test_scripts_that_read_a_run_ask_for_that_and_for_no_mode(complaint, script, line, wanted):
+    assert wanted in (said := complaint(script.main, line)) and "gen_data" not in said
 
 
 # What a run remembers

@@ -332,7 +332,7 @@ def test_a_wrong_command_line(refusal, plain, tmp_path, samples, wanted):
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("--samples x.txt --output_file x.jsonl", "needs --resume_dir"),
+        ("--samples x.txt --output_file x.jsonl", "expected --resume_dir, the folder of a trained run"),
         ("--resume_dir {run} --output_file x.jsonl", "--samples None: expected a file"),
         ("--resume_dir {run} --samples x.txt", "expected --output_file"),
         ("--resume_dir {run} --samples x.txt --output_file {run}/args.json/x.jsonl", "args.json is a file; expected a"),
