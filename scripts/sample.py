@@ -123,12 +123,15 @@ def main() -> None:
         say("\n".join(samples.first))
     else:
         samples.write_strategy(next(iter(samples.texts)), Path(output.output_file))
+        note(f"{output.output_file}: {len(samples.first):,} texts")
 
 
 def keep_candidates(samples: Samples, candidates: int, output_file: str | None) -> Samples:
     """The text chosen for each source; where there were several they go to a file beside the output."""
     if candidates > 1 and output_file is not None:
-        samples.write_strategy(FIRST, Path(output_file).with_suffix(".candidates.jsonl"))
+        beside = Path(output_file).with_suffix(".candidates.jsonl")
+        samples.write_strategy(FIRST, beside)
+        note(f"{beside}: {len(samples.first):,} candidates")
     *_, best = chosen(samples, candidates).values()
     return best
 

@@ -193,6 +193,8 @@ def test_sampling_keeps_the_choice_and_the_candidates_beside_it(run_dir, system,
     common = f"--resume_dir {run_dir} --num_samples 4 --mbr_candidates {K} --split valid"
     outcome = call(sample_script.main, f"{common} --output_file {tmp_path / 'best.jsonl'}")
     assert outcome.status == 0, outcome.err
+    told = [f"{tmp_path / 'best.candidates.jsonl'}: {4 * K} candidates", f"{tmp_path / 'best.jsonl'}: 4 texts"]
+    assert outcome.err.splitlines()[-2:] == told
     candidates = read_texts(tmp_path / "best.candidates.jsonl")
     samples = sample_candidates(system, system.corpus.valid.sources[:4], system.options.training.random_seed, K)
     assert candidates == samples.first
