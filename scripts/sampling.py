@@ -80,15 +80,16 @@ def sample(
     groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
     rank, processes = rank_and_count()
     total = sum(map(len, groups[rank::processes]))
+    sampling = 1 if system.method.on_tokens else 1 / (1 + len(texts))  # its share: latents have to be written, too
 
-    with progress_bar(None, f"sample {total}", total=total, bar_format=BAR, disable=rank > 0) as bar:
+    with progress_bar(None, f"sample {total}, seed {seed}", total=total, bar_format=BAR, disable=rank > 0) as bar:
 
         def make(group: Tensor) -> tuple[dict[str, list[str]], list[list[int]]]:
             """The texts of a group by each strategy, and what they were written from, for methods on tokens."""
             rows, done = group.tolist(), bar.n
 
             def progress(i: int, n: int, x: Tensor) -> None:
-                bar.update(done + len(rows) * i / n - bar.n)
+                bar.update(done + len(rows) * sampling * i / n - bar.n)
                 if watch is not None:
                     watch(i, n, rows, x)
 
@@ -97,9 +98,12 @@ def sample(
             x0, shown = _sample_batch(
                 system, own, lengths[group], chosen, [before[i] for i in rows], given.pieces, progress
             )
-            bar.update(done + len(rows) - bar.n)  # a sampler may end early
+            bar.update(done + len(rows) * sampling - bar.n)  # a sampler may end early
             own_seeds = [decoding_seeds[i] for i in rows]
-            written = {strategy: system.space.decode(x0, shown, strategy, own_seeds) for strategy in texts}
+            written = {}
+            for way, strategy in enumerate(texts, start=1):
+                written[strategy] = system.space.decode(x0, shown, strategy, own_seeds)
+                bar.update(done + len(rows) * (sampling + (1 - sampling) * way / len(texts)) - bar.n)
             if not system.method.on_tokens:
                 return written, [[]] * len(rows)
             return written, [_ended(system, ids[keep].tolist()) for ids, keep in zip(x0, shown, strict=True)]

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from diffusion.training.progress import progress_bar
 from latent_models.codec import MODELS_DIR
 from scripts import sample as sample_script
 from scripts.latent_space import LatentSpace
@@ -116,6 +117,27 @@ def test_every_step_is_shown_with_its_masks(run_dir, flags, call, loaded):
             assert "<mask>" in lines[0][2]
     assert outcome.out.endswith("\n".join(["", *made.first, ""]))
     assert re.search(r"\| \[.*\]\r +\r", outcome.err)  # the bar makes way for them
+
+
+@pytest.mark.parametrize(("method", "writing"), [("latent", [2, 4]), ("mdlm", [6])])  # of 6 texts, as each way begins
+def test_the_bar_names_the_seed_and_is_full_when_texts_are_written(
+    small_run, loaded, monkeypatch, method, writing
+):
+    bars, seen = [], []
+
+    def shown(*args, **settings):
+        bars.append(progress_bar(*args, **settings))
+        return bars[-1]
+
+    system = loaded(small_run(method), "--eval_batch_size", "6")
+    decode = type(system.space).decode
+    monkeypatch.setattr("scripts.sampling.progress_bar", shown)
+    monkeypatch.setattr(
+        type(system.space), "decode", lambda *args: seen.append(round(bars[-1].n, 6)) or decode(*args)
+    )
+    sample(system, 6, 43)
+    assert bars[-1].desc == "sample 6, seed 43" and bars[-1].n == 6
+    assert seen == writing
 
 
 # Texts longer than the model
