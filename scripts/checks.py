@@ -38,8 +38,14 @@ class Inputs:
     def checkpoint(self) -> Path:
         """The intact one that the job begins with."""
         run = self.options.run
-        groups = checkpoint.GROUPS if run.mode == "resume_training" else ("ema",)
-        return checkpoint.find_checkpoint(Path(run.resume_dir), run.milestone, groups, note)
+        run_dir, goes_on = Path(run.resume_dir), run.mode == "resume_training"
+        there = checkpoint.checkpoints(run_dir)
+        if goes_on and there and all(map(checkpoint.is_for_sampling, there)):
+            raise UsageError(
+                f"{run_dir}: an exported run, which holds averaged weights and no state to train on from; resume the "
+                "run that it was made of, or evaluate and sample this one"
+            )
+        return checkpoint.find_checkpoint(run_dir, run.milestone, checkpoint.GROUPS if goes_on else ("ema",), note)
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -85,6 +85,15 @@ def fault(checkpoint: Path, groups: Iterable[str] = ()) -> str | None:
     return reasons[0].removeprefix(f"{checkpoint}/") if reasons else None
 
 
+def is_for_sampling(checkpoint: Path) -> bool:
+    """Whether it was made to hold the averaged weights alone, and never what training goes on from."""
+    try:
+        names = {path.name for path in checkpoint.iterdir()} | (_read_sums(checkpoint) or {}).keys()
+    except (OSError, ValueError):
+        return False
+    return {f"{name}.safetensors" for name in GROUPS} & names == {"ema.safetensors"}
+
+
 def seal(checkpoint: Path) -> None:
     """Writes down what the files of a checkpoint are."""
     record = sums(checkpoint, (p.name for p in checkpoint.iterdir() if p.name != CHECKSUMS))

@@ -338,6 +338,20 @@ def test_a_checkpoint_without_what_is_asked_of_it_is_no_checkpoint(tmp_path):
         checkpoint.find_checkpoint(tmp_path, groups=checkpoint.GROUPS)
 
 
+def test_one_for_sampling_is_told_from_one_that_has_lost_files(tmp_path):
+    (averaged, *_), groups = tensors().values(), ("model", "ema", "optimizer", "random")
+    place = checkpoint.save(tmp_path, 1, dict.fromkeys(groups, averaged), {}, 0)
+    for name in ("model", "optimizer", "random"):
+        (place / f"{name}.safetensors").unlink()
+    assert not checkpoint.is_for_sampling(place)  # its record tells that it had them
+    (place / "checksums.json").unlink()
+    assert checkpoint.is_for_sampling(place)
+    checkpoint.seal(place)
+    assert checkpoint.is_for_sampling(place)
+    (place / "checksums.json").write_text("[]")
+    assert not checkpoint.is_for_sampling(place)
+
+
 @pytest.mark.parametrize("record", ["[]", "{}", '{"../../a": {"bytes": 1, "sha256": "0"}}', '{"state.json": 3}',
                                     '{"state.json": {"bytes": "1", "sha256": "0"}}'])  # fmt: skip
 def test_a_record_that_no_checkpoint_has_is_damage(tmp_path, record):
