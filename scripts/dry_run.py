@@ -87,7 +87,8 @@ def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.
     findings.rows["network"] = f"{_parameters(network) / 1e6:,.1f} M parameters"
     findings.rows["models"] = ", ".join(f"{path} ({count / 1e6:,.1f} M)" for path, count in frozen.items()) or "none"
     if training:
-        findings.rows["steps"] = _steps(options, len(corpus.train))
+        first = 0 if options.run.resume_dir is None else checkpoint.step_of(inputs.checkpoint)
+        findings.rows["steps"] = _steps(options, len(corpus.train), first)
         _disk(inputs, codec, _parameters(network), findings)
     findings.rows["memory"] = _memory(options, _parameters(network), sum(frozen.values()), training)
     if missing := missing_metric_models(options):
@@ -128,14 +129,16 @@ def _parameters(model: nn.Module) -> int:
 # --- what it will take ------------------------------------------------------------------------------------------------
 
 
-def _steps(options: Options, texts: int) -> str:
-    training = options.training
+def _steps(options: Options, texts: int, first: int) -> str:
+    """What is left of the steps where a run goes on from the `first`."""
+    training, last = options.training, options.training.num_train_steps
     per_step = training.train_batch_size * training.gradient_accumulation_steps
     batches = -(-texts // training.train_batch_size)
-    epochs = training.num_train_steps * training.gradient_accumulation_steps / batches
-    evaluations = training.num_train_steps // training.save_and_sample_every
+    epochs = (last - first) * training.gradient_accumulation_steps / batches
+    evaluations = last // training.save_and_sample_every - first // training.save_and_sample_every
+    steps = f"{first:,} to {last:,}" if first else f"{last:,}"
     return (
-        f"{training.num_train_steps:,} of {per_step} texts, {epochs:,.1f} epochs; {evaluations:,} evaluations of "
+        f"{steps} of {per_step} texts, {epochs:,.1f} epochs; {evaluations:,} evaluations of "
         f"{options.run.num_samples:,} samples"
     )
 

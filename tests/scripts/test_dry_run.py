@@ -181,6 +181,13 @@ def test_every_job_of_a_run(table, small_run, mode, tmp_path):
     assert (rows["models"] == "none") == (mode in ("ppl_eval", "gen_data"))
 
 
+def test_of_a_run_that_goes_on_the_steps_left_are_told(table, small_run):
+    line = f"--resume_training --resume_dir {small_run('mdlm')} --num_train_steps 9 --milestone"
+    assert table(f"{line} 0")["steps"] == "9 of 16 texts, 1.1 epochs; 4 evaluations of 4 samples"
+    assert table(f"{line} 2")["steps"] == "2 to 9 of 16 texts, 0.9 epochs; 3 evaluations of 4 samples"
+    assert table(f"{line} 4")["steps"] == "4 to 9 of 16 texts, 0.6 epochs; 2 evaluations of 4 samples"
+
+
 def test_a_script_beside_the_entry_script(table, small_run):
     assert table(f"--resume_dir {small_run('mdlm')}", sample.main)["job"].startswith("gen_data, mdlm")
 
