@@ -23,7 +23,7 @@ from scripts.errors import UsageError
 from scripts.flag_checks import check_flags
 from scripts.method_options import CHARACTERS
 from scripts.methods import METHODS
-from scripts.options import Options
+from scripts.options import TRAINED_WITH, Options
 from scripts.window_file import levels_of
 
 
@@ -84,6 +84,7 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
         yield lambda: inputs.checkpoint
     if run_options.mode == "resume_training":
         yield lambda: check_steps(inputs)
+        yield lambda: check_unchanged(inputs)
 
 
 def check(options: Options) -> Inputs:
@@ -131,6 +132,20 @@ def check_steps(inputs: Inputs) -> None:
             f"--num_train_steps {wanted}: {inputs.checkpoint} has {reached:,} behind it; expected at least as many, "
             "or give an earlier --milestone"
         )
+
+
+def check_unchanged(inputs: Inputs) -> None:
+    """Raises UsageError for a flag that would make another training of a run that has begun."""
+    options = inputs.options
+    if checkpoint.step_of(inputs.checkpoint) == 0:
+        return
+    own = Options.from_argv(["--resume_training", "--resume_dir", options.run.resume_dir]).flat()
+    for flag, value in options.flat().items():
+        if flag in TRAINED_WITH and value != own[flag]:
+            raise UsageError(
+                f"--{flag} {value}: {inputs.checkpoint} was trained with {own[flag]!r}, and a run goes on as it began; "
+                "leave it out, or begin a new run"
+            )
 
 
 def needed_models(options: Options) -> dict[str, tuple[Callable[[str], Path], str]]:

@@ -315,6 +315,24 @@ def test_a_run_is_not_resumed_to_an_earlier_step(plain, complaint, tmp_path):
     assert (run_dir / "args.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("given", ["T_schedule linear", "lr_schedule constant", "train_batch_size 8", "random_seed 1"])
+def test_a_run_goes_on_as_it_began(plain, complaint, tmp_path, given):
+    run_dir = copied(plain[0], tmp_path)
+    before = (run_dir / "args.json").read_bytes()
+    for mode in ("--resume_training", "--dry_run --resume_training"):
+        wrong = complaint(main, f"{mode} --resume_dir {run_dir} --num_train_steps 6 --{given}")
+        assert wrong.startswith(f"error: --{given}: ") and "step_00000004 was trained with" in wrong
+    assert (run_dir / "args.json").read_bytes() == before
+
+
+def test_what_decides_an_optimisation_is_open_before_its_first_step(plain, call, tmp_path):
+    run_dir = copied(plain[0], tmp_path)
+    same = "--T_schedule normal --optimizer AdamW --lr_schedule cosine"
+    for line in (same, "--learning_rate 1e-3 --num_train_steps 6", "--milestone 0 --T_schedule linear"):
+        outcome = call(main, f"--dry_run --resume_training --resume_dir {run_dir} {line}")
+        assert outcome.status == 0, outcome.err
+
+
 def test_resuming_with_a_codec_of_another_width_changes_nothing(plain, call, tmp_path):
     run_dir = copied(plain[0], tmp_path)
     statistics = LatentStatistics(torch.zeros(7), torch.ones(()), LengthModel(torch.tensor([0, 1, 1])))
