@@ -155,11 +155,12 @@ class Options:
                 merged.append(replace(self.run, **kept))
                 continue
             values = {}
-            for key in (f.name for f in fields(group_type)):
-                changed = key in self.given and own[key] != saved.get(key, own[key])
+            for key, default in vars(group_type()).items():
+                had = saved.get(key, default)  # a run that is older than an option
+                changed = key in self.given and own[key] != had
                 if changed and name in MODEL_GROUPS and key not in MOVABLE:
-                    raise UsageError(f"--{key} {own[key]}: the run {run_dir} has {saved[key]!r}, which is fixed")
-                values[key] = own[key] if changed else saved.get(key, own[key])
+                    raise UsageError(f"--{key} {own[key]}: the run {run_dir} has {had!r}, which is fixed")
+                values[key] = own[key] if changed else had
             merged.append(group_type(**values))
         return Options(*merged, self.given)
 

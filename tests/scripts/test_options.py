@@ -310,6 +310,14 @@ def test_flags_that_say_what_the_model_is_cannot_change(saved_run, mode, given):
     assert re.search(rf"^--{flag} .*{re.escape(str(saved_run))} has .*fixed", message)
 
 
+def test_nor_can_those_that_came_after_the_run(saved_run):
+    saved = json.loads((saved_run / "args.json").read_text())
+    del saved["noise_shift"]
+    (saved_run / "args.json").write_text(json.dumps(saved))
+    message = one_line(f"--eval --resume_dir {saved_run} --noise_shift 2")
+    assert message.endswith("has 1.0, which is fixed")
+
+
 def test_the_same_value_is_no_change(saved_run):
     found = options(f"--resume_training --resume_dir {saved_run} --tx_dim 128 --no_normalize_latent --timesteps 1000")
     assert found.denoiser.tx_dim == 128
