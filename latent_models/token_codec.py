@@ -232,9 +232,15 @@ class TokenCodec:
         stay as they are. For the texts of pairs let `valid` be False on the clamped source. There is one way to
         decode, which draws nothing: `strategy` and `seeds` are for codecs that have more.
         """
-        rows = [self._ordinary(self._ended(row[keep].tolist())) for row, keep in zip(x0, valid, strict=True)]
+        rows = [row[keep].tolist() for row, keep in zip(x0, valid, strict=True)]
+        rows = [self._ordinary(row[: self.end_of(row)]) for row in rows]
         texts = self._backend.decode_batch(rows, skip_special_tokens=False)
         return texts if self.is_characters or not self.add_eos else [detokenise(text).strip() for text in texts]
+
+    def end_of(self, row: list[int]) -> int:
+        """The position of the EOS that ends a row, as `decode` says; its length where there is none."""
+        first = int(self._begins_alike and row[:1] == [self.eos_id])
+        return row.index(self.eos_id, first) if self.eos_id in row[first:] else len(row)
 
     def show(self, ids: Iterable[int]) -> str:
         """One row as it stands, masks included: "_" among characters, else the name of the mask token."""
@@ -242,11 +248,6 @@ class TokenCodec:
         if self.is_characters:
             return "".join("_" if i == self.mask_id else self._backend.id_to_token(i) for i in kept)
         return self._backend.decode(kept, skip_special_tokens=False)
-
-    def _ended(self, row: list[int]) -> list[int]:
-        if self._begins_alike and row[:1] == [self.eos_id]:
-            row = row[1:]
-        return row[: row.index(self.eos_id)] if self.eos_id in row else row
 
     def _ordinary(self, row: list[int]) -> list[int]:
         return [i for i in row if i not in self._special]

@@ -146,6 +146,11 @@ def check_sampling(options: Options, output: SampleOptions) -> None:
         raise UsageError("--show_intermediate and --semi_ar_stride need a method on tokens; this run is latent")
     if "split" in options.given and not options.tokens.condition_on_source:
         raise UsageError(f"--split {output.split}: is whose sources are used, and this run has none; leave it out")
+    if output.suffix is not None and options.tokens.lengths == "modelled" and options.data.running_text is None:
+        raise UsageError(
+            "--suffix: the run was taught by --lengths modelled to end its texts itself, and what stands behind that "
+            "is lost; give the words a place by --clamp POSITION:TEXT, or sample a run of --lengths drawn"
+        )
     if output.semi_ar_stride is None:
         if "semi_ar_strides" in options.given:
             raise UsageError(f"--semi_ar_strides {output.semi_ar_strides}: of how many tokens? Give --semi_ar_stride")

@@ -17,6 +17,7 @@ from diffusion.guidance import Clamped, Guided, Prediction, Predictor, Tempered
 from diffusion.randomness import SampleGenerators, sample_seeds, uniform
 from diffusion.training.progress import progress_bar
 from scripts.build import System
+from scripts.console import note
 from scripts.errors import UsageError
 from scripts.processes import rank_and_count, shared_out
 from scripts.samples_file import Samples
@@ -116,6 +117,12 @@ def sample(
     names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
     if not system.method.on_tokens:
         return Samples(texts, seeds, targets.tolist(), names)
+    lost = sum(_loses(system, ids, length, given.pieces) for ids, length in zip(made, targets.tolist(), strict=True))
+    if lost:
+        note(
+            f"warning: {lost:,} of {count:,} texts end before words given to them, which they have lost: the model "
+            "wrote an end of text there; give the words an earlier place, or another --random_seed"
+        )
     return Samples(texts, seeds, [len(ids) for ids in made], names, made, system.space.fingerprint)
 
 
@@ -155,6 +162,13 @@ def _ended(system: System, ids: list[int]) -> list[int]:
     """The ids up to the first end of text, where the model writes it."""
     eos_id = system.space.codec.eos_id
     return ids[: ids.index(eos_id) + 1] if system.writes_length and eos_id in ids else ids
+
+
+def _loses(system: System, ids: list[int], length: int, pieces: Sequence[Piece]) -> bool:
+    """Whether a text of `length` positions ends before the last of the words given to it."""
+    codec = system.space.codec
+    words = (piece.place(length).stop - int((piece.ids == codec.eos_id).sum()) for piece in pieces)
+    return codec.end_of(ids) < max(words, default=0)
 
 
 def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Predictor:

@@ -59,6 +59,22 @@ def test_a_prefix_that_leaves_no_room_to_write_is_the_text(small_run, loaded):
     assert found.first == [PREFIX + " a pub " + SUFFIX] * 2
 
 
+@pytest.mark.parametrize(
+    ("method", "more", "given"),
+    [("ar", "", "suffix"), ("mdlm", "", "suffix"), ("mdlm", "--lengths modelled", "clamp"), ("ar", "", "clamp")],
+)
+def test_words_behind_the_end_that_a_model_writes_are_told_of(small_run, altered, call, loaded, method, more, given):
+    """The last layer of the model is made to write the end of the text everywhere."""
+    run_dir = small_run(method, more)
+    eos = loaded(run_dir).space.codec.eos_id
+    ends = altered(run_dir, lambda weight, bias: bias.index_fill_(0, torch.tensor([eos]), 99.0))
+    words = {"suffix": f"'{SUFFIX}'", "clamp": PIECE}[given]
+    told = "warning: 3 of 3 texts end before words given to them, which they have lost"
+    lost = call(sample_script.main, f"--resume_dir {ends} --num_samples 3 --{given} {words}")
+    assert (lost.status, lost.out.split()) == (0, []) and told in lost.err
+    assert "warning" not in call(sample_script.main, f"--resume_dir {ends} --num_samples 3 --prefix '{PREFIX}'").err
+
+
 def test_given_latents_are_held(small_run, call, loaded, monkeypatch):
     run_dir = small_run("latent")
     line = f"--resume_dir {run_dir} --num_samples 3 --prefix '{PREFIX}' --suffix '{SUFFIX}' --clamp {PIECE}"
