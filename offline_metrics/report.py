@@ -17,6 +17,7 @@ from offline_metrics.files import write_whole
 from offline_metrics.metric_info import COUNTS, LIKELIHOOD, METRICS, MetricInfo, info_of
 from offline_metrics.scores import Scores
 
+WIDTH = 100  # of a terminal
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 NO_VALUE = "–"
 SPREAD = "_std"
@@ -35,16 +36,18 @@ def table(
 ) -> str:
     """Markdown table of rows by name: ↑ or ↓ says which way is better, the row named `human` is printed as human text.
 
-    All metrics found are printed, or those in `columns`; `infos` tells how to print metrics that are not built in.
-    A value that could not be computed is –, with its reason below the table.
+    All metrics found are printed, one below the other where a terminal is too narrow for them side by side, or those in
+    `columns`; `infos` tells how to print metrics that are not built in. A value that could not be computed is –, with
+    its reason below the table.
     """
+    layout = _fitting if columns is None else markdown
     columns = list(_columns(rows) if columns is None else columns)
     lines, reasons = cells(rows, columns, human, infos)
     spread = {name for row in lines[1:] for name, cell in zip(columns, row[1:], strict=True) if "±" in cell}
     footnotes = [ERROR_LEGEND] if spread & set(LIKELIHOOD) else []
     footnotes += [SPREAD_LEGEND] if spread - set(LIKELIHOOD) else []
     footnotes += [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n\n".join([markdown(lines), *footnotes]) + "\n"
+    return "\n\n".join([layout(lines), *footnotes]) + "\n"
 
 
 def cells(
@@ -73,6 +76,13 @@ def markdown(lines: list[list[str]]) -> str:
     ]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in [printed[0], rule, *printed[1:]])
+
+
+def _fitting(lines: list[list[str]]) -> str:
+    """The Markdown table of lines, or of their columns where that is narrower and the former does not fit."""
+    printed, turned = markdown(lines), markdown([list(column) for column in zip(*lines, strict=True)])
+    widths = [len(each.partition("\n")[0]) for each in (printed, turned)]
+    return turned if widths[0] > WIDTH and widths[1] < widths[0] else printed
 
 
 def _one_cell(text: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offline_metrics.errors import MetricError
-from offline_metrics.metric_info import MetricInfo
+from offline_metrics.metric_info import METRICS, MetricInfo
 from offline_metrics.report import aggregate, table, write_json
 from offline_metrics.scores import Scores
 
@@ -40,14 +40,26 @@ def test_table_takes_chosen_columns_and_further_metrics(rows):
     assert cells(printed, 2)[0] == "human" and "±" not in printed
 
 
+def test_many_metrics_of_few_texts_stand_below_each_other(rows):
+    many = {name: Scores({key: 0.5 for key in list(METRICS)[:20]}) for name in ("human", "beam", "nucleus")}
+    printed = table({name: Scores({**row, **rows["human"]}) for name, row in many.items()})
+    assert cells(printed, 0) == ["texts from", "human text", "beam", "nucleus"]
+    assert ["MAUVE ↑", *["0.951 ± 0.007"] * 3] in [cells(printed, line) for line in range(2, 26)]
+    assert max(len(line) for line in printed.splitlines() if line.startswith("|")) <= 80
+    tall = table({str(number): rows["human"] for number in range(30)})
+    assert cells(tall, 0)[1:] == ["PPL ↓", "MAUVE ↑", "texts"]
+    wide = table({f"{number} texts": Scores({key: 0.5 for key in METRICS}) for number in range(100)})
+    assert cells(wide, 0)[1] == "nats/token ↓"  # the narrower of two that do not fit
+
+
 def test_likelihood_comes_first_with_its_spread_and_cost_last():
     row = {"seconds_per_sample": 0.25, "parameters": 12.346, "mauve": 0.9, "unigram_entropy": 2.5, "perplexity": 20.0,
            "bits_per_character": 1.5, "nats_per_token": 3.4567, "nats_per_token_std": 0.012}
-    printed = table({"x": row})
-    assert cells(printed, 0)[1:] == [
-        "nats/token ↓", "bits/character ↓", "PPL ↓", "entropy", "MAUVE ↑", "s/sample ↓", "M params",
-    ]
-    assert cells(printed, 2)[1:] == ["3.457 ± 0.012", "1.500", "20.0", "2.500", "0.900", "0.250", "12.35"]
+    printed = table({"x": row})  # too wide if it were one line
+    assert [cells(printed, line) for line in range(2, 9)] == [
+        ["nats/token ↓", "3.457 ± 0.012"], ["bits/character ↓", "1.500"], ["PPL ↓", "20.0"], ["entropy", "2.500"],
+        ["MAUVE ↑", "0.900"], ["s/sample ↓", "0.250"], ["M params", "12.35"],
+    ]  # fmt: skip
 
 
 def test_the_legend_says_what_the_spreads_are(rows):
