@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from diffusion.samplers import SamplingOptions
 from diffusion.schedules import time_grid, warped
 from scripts.errors import UsageError
 from scripts.methods import METHODS, Method, sampler_name
@@ -53,6 +54,7 @@ OWNERS = {
     "churn": Owner("--sampler churn", lambda o: sampler_name(o) == "churn"),
     "mbr_candidates": Owner("--condition_on_source", lambda o: o.tokens.condition_on_source),
 }
+OF_SAMPLES = {f.name for f in fields(SamplingOptions)} | {"num_samples"}
 EVALUATIONS = ("eval", "eval_test", "ppl_eval", "gen_data")
 READ_AFTERWARDS = ("eval_batch_size", "likelihood_draws", "random_seed")  # of what stands with training
 
@@ -106,8 +108,7 @@ def _check_evaluation(options: Options) -> None:
         raise UsageError(f"--random_seed: --{mode} has seeds of its own, so that runs can be compared; leave it out")
     if mode == "ppl_eval":
         check_likelihood(options)
-        of_samples = {f.name for f in fields(options.sampling)} | {"num_samples"}
-        for flag in sorted(options.given & of_samples):
+        for flag in sorted(options.given & OF_SAMPLES):
             raise UsageError(f"--{flag} changes samples; --ppl_eval is of the model as it was trained, leave it out")
     elif "likelihood_draws" in options.given:
         raise UsageError("--likelihood_draws belongs to --ppl_eval; leave it out")

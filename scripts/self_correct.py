@@ -33,7 +33,7 @@ from scripts.build import System, load_system
 from scripts.checks import check_writable
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
-from scripts.methods import SHARPENING
+from scripts.flag_checks import OF_SAMPLES
 from scripts.options import GROUPS, Options, parse, reading_a_run
 from scripts.samples_file import FINGERPRINT, read_samples
 
@@ -77,9 +77,8 @@ def check_run(options: Options) -> None:
         )
     if options.tokens.condition_on_source:
         raise UsageError(f"{run_dir}: a run of --condition_on_source; samples files do not hold the sources it needs")
-    for flag in SHARPENING:
-        if flag in options.given:
-            raise UsageError(f"--{flag} changes samples, not corrections; use --correction_temperature")
+    for flag in sorted(options.given & OF_SAMPLES):
+        raise UsageError(f"--{flag} changes samples, not corrections; see --correction_temperature, or leave it out")
 
 
 def ids_of(system: System, row: dict[str, Any]) -> list[int]:

@@ -432,7 +432,7 @@ def test_a_command_without_checkpoint_or_with_a_folder_that_is_there_is_refused(
         ("--trunk dit", "--trunk dit: does not serve --method latent"),
         ("--trunk dit --method ar", "--trunk dit: does not serve --method ar"),
         ("--trunk dit --method diffusion_bert --bert_model bart-demo", "are two networks"),
-        ("--method mdlm --dit_cond_dim 64", "--dit_cond_dim is of --trunk dit"),
+        ("--method mdlm --dit_cond_dim 64", "--dit_cond_dim belongs to --trunk dit"),
         ("--method mdlm --dit_heads 8", "--dit_heads 8: is of --trunk dit"),
         ("--trunk dit --method sedd --time_input none", "--time_input none"),
     ],

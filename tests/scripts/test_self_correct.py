@@ -316,7 +316,7 @@ def test_a_character_that_the_run_does_not_know(refusal, small_run, file_of):
         ("{tmp}/good.txt --tokens_per_step 0", "--tokens_per_step 0: expected at least 1"),
         ("{tmp}/good.txt --max_correction_steps 0", "--max_correction_steps 0: expected at least 1"),
         ("{tmp}/good.txt --patience -1", "--patience -1: expected 0 or more"),
-        ("{tmp}/good.txt --temperature 0.5", "--temperature changes samples, not corrections; use --correction_temp"),
+        ("{tmp}/good.txt --temperature 0.5", "--temperature changes samples, not corrections; see --correction_temp"),
         ("{tmp}/good.txt --top_k 1", "--top_k changes samples, not corrections"),
         ("{tmp}/good.txt --p_uniform 0.3", "--p_uniform 0.3: the run .* has 0.1, which is fixed"),
         ("{tmp}/good.txt --steps 3", "unknown argument '--steps'"),
