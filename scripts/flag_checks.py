@@ -103,8 +103,10 @@ def _check_evaluation(options: Options) -> None:
     mode = options.run.mode
     trained_by = {f.name for group in ("training", "optim") for f in fields(getattr(options, group))} | {"wandb_name"}
     for flag in sorted(options.given & (trained_by - set(READ_AFTERWARDS))):
-        raise UsageError(f"--{flag} is of training, which --{mode} does none of; leave it out")
-    if "random_seed" in options.given and mode != "gen_data":
+        raise UsageError(f"--{flag} is of training, of which this does none; leave it out")
+    if mode == "gen_data":  # which stands for any script that reads a run, too
+        return
+    if "random_seed" in options.given:
         raise UsageError(f"--random_seed: --{mode} has seeds of its own, so that runs can be compared; leave it out")
     if mode == "ppl_eval":
         check_likelihood(options)

@@ -296,8 +296,8 @@ def test_what_has_no_likelihood_is_told_before_anything_is_loaded(refused, place
 @pytest.mark.parametrize(
     ("line", "wanted"),
     {
-        "--eval --learning_rate 1e-3": "--learning_rate is of training, which --eval does none of",
-        "--gen_data --T_schedule linear": "--T_schedule is of training, which --gen_data does none of",
+        "--eval --learning_rate 1e-3": "--learning_rate is of training, of which this does none",
+        "--gen_data --T_schedule linear": "--T_schedule is of training, of which this does none",
         "--eval_test --wandb_name mine": "--wandb_name is of training",
         "--ppl_eval --num_train_steps 5": "--num_train_steps is of training",
         "--eval_test --random_seed 7": "--random_seed: --eval_test has seeds of its own",
