@@ -174,7 +174,7 @@ def test_a_pretrained_bert(table, bert_dir, data_dir, tmp_path):
 
 @pytest.mark.parametrize("mode", ["eval", "eval_test", "ppl_eval", "gen_data", "resume_training"])
 def test_every_job_of_a_run(table, small_run, mode, tmp_path):
-    rows = table(f"--{mode} --resume_dir {small_run('mdlm')} --num_samples 3")
+    rows = table(f"--{mode} --resume_dir {small_run('mdlm')} --eval_batch_size 3")
     assert rows["job"].startswith(f"{mode}, mdlm, plain")
     assert ("steps" in rows, "disk" in rows) == (mode == "resume_training",) * 2
     assert len(sizes(rows["memory"])) == (4 if mode == "resume_training" else 3)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,10 +103,11 @@ def test_the_range_of_times_follows_its_schedule(run_dir, method, rows_of):
 
 def test_methods_differ_in_nothing_but_what_suits_them(run_dir, method, loaded):
     """Times spread over a batch, a mean over tokens, and the time told to the networks whose best answer needs it."""
-    for flags, stratified in (((), True), (("--time_sampling", "iid"), False)):
-        objective = loaded(run_dir, *flags).objective
-        assert (objective.stratified_times, objective.token_mean) == (stratified, True)
     system = loaded(run_dir)
+    for sampling, stratified in (("default", True), ("iid", False)):
+        training = replace(system.options.training, time_sampling=sampling)
+        objective = replace(system, options=replace(system.options, training=training)).objective
+        assert (objective.stratified_times, objective.token_mean) == (stratified, True)
     assert system.denoiser.time_input == ("none" if method in ("ar", "mdlm", "diffusion_bert") else "input")
     if method == "diffusion_bert":  # rare words of the training texts are masked first
         counts = system.space.token_counts

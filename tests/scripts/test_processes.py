@@ -44,10 +44,11 @@ def command_lines(places: dict[str, Path], data_dir: Path, name: str) -> list[st
         f"{TRAIN} --data_dir {data_dir} --save_dir {place / 'saved'} --output_dir {place / 'trained'}",
         *(
             f"--{mode} --resume_dir {places[method]} --save_dir {place / 'saved'} --output_dir {place / method} "
-            f"--num_samples 7 --eval_batch_size 2"
-            for method, mode in (
-                *((method, mode) for method in ("latent", "mdlm") for mode in ("eval", "ppl_eval")),
-                ("latent", "gen_data"),
+            f"--eval_batch_size 2 {own}"
+            for method, mode, own in (
+                *((method, "eval", "--num_samples 7") for method in ("latent", "mdlm")),
+                *((method, "ppl_eval", "") for method in ("latent", "mdlm")),
+                ("latent", "gen_data", "--num_samples 7"),
             )
         ),
     ]
