@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # signals are heard while the libraries load, which takes seconds
+    import scripts  # noqa: F401  says how threads wait, which the libraries read as they load
     from diffusion.training.signals import leave_when_asked
 
     leave_when_asked()

@@ -1,1 +1,7 @@
 """Jobs and composition: the only place, beside the entry script, where the three packages meet."""
+
+import os
+
+# Threads of one computation wait for each other by turning in circles, for milliseconds, and where other jobs have the
+# cores that starves the very thread they wait for. So they soon sleep; read when torch is loaded (docs/performance.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")

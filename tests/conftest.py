@@ -1,12 +1,15 @@
 """Options and fixtures of the whole suite."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the models of the tests are tiny, and several suites may share a machine
+# The models of the tests are tiny, and other jobs may share the machine, where threads wait for one another for long.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 
 def pytest_addoption(parser):
