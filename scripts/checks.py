@@ -73,11 +73,11 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
         yield lambda: check_writable("output_dir", run_options.output_dir)
         if run_options.mode == "train":
             yield lambda: check_new(Path(run_options.output_dir))
-    if run_options.mode in ("train", "resume_training"):
+    if run_options.is_training:
         yield lambda: check_writable("save_dir", run_options.save_dir)
     for flag in metric_models(options):
         yield lambda flag=flag: metric_model(options, flag)
-    if run_options.mode in ("train", "resume_training"):  # which read them first when hours have gone by
+    if run_options.is_training:  # which read them first when hours have gone by
         for folder in reader_folders(options):
             yield lambda folder=folder: inputs.reader(folder)
     if run_options.resume_dir is not None:  # last, as all of it is read
@@ -169,6 +169,12 @@ def check_writable(flag: str, folder: str | Path) -> None:
         raise UsageError(f"--{flag} {folder}: {there} is a file; expected a folder, or a place for one")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(f"--{flag} {folder}: {there} cannot be written to; choose another folder")
+
+
+def check_free(flag: str, folder: str | Path) -> None:
+    """Raises UsageError where something is in the place of a new folder."""
+    if Path(folder).exists() or Path(folder).is_symlink():
+        raise UsageError(f"--{flag} {folder}: is there already; expected a new folder")
 
 
 def tokenizer_name(options: Options) -> str:

@@ -78,7 +78,7 @@ def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.
     if findings.problems:  # what the job would be rests on all of it
         return findings
 
-    corpus, training = inputs.corpus, options.run.mode in ("train", "resume_training")
+    corpus, training = inputs.corpus, options.run.is_training
     frozen = {path: _parameters(model) for path, model in readers.items()}
     if codec is not None:
         frozen[find_model(options.codec.decoder or options.codec.enc_dec_model)] = _parameters(codec.model)

@@ -16,7 +16,7 @@ from typing import ClassVar
 from diffusion.training import checkpoint
 from diffusion.training.files import replacing, write_tensors
 from scripts.build import space_type
-from scripts.checks import check_writable
+from scripts.checks import check_free, check_writable
 from scripts.errors import UsageError, run
 from scripts.options import Options, parse
 from scripts.run_folder import IMPORTED
@@ -33,8 +33,7 @@ class ExportOptions:
     def __post_init__(self):
         if self.run is None or self.output_dir is None:
             raise UsageError("expected --run, the folder to copy from, and --output_dir, a new folder")
-        if Path(self.output_dir).exists():
-            raise UsageError(f"--output_dir {self.output_dir}: is there already; expected a new folder")
+        check_free("output_dir", self.output_dir)
 
 
 def main() -> None:

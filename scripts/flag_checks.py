@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from diffusion.samplers import SamplingOptions
 from diffusion.schedules import time_grid, warped
+from diffusion.training.optim import OptimOptions
+from diffusion.training.options import TrainingOptions
 from scripts.errors import UsageError
 from scripts.methods import METHODS, Method, sampler_name
 from scripts.options import Options
@@ -55,8 +57,9 @@ OWNERS = {
     "mbr_candidates": Owner("--condition_on_source", lambda o: o.tokens.condition_on_source),
 }
 OF_SAMPLES = {f.name for f in fields(SamplingOptions)} | {"num_samples"}
-EVALUATIONS = ("eval", "eval_test", "ppl_eval", "gen_data")
-READ_AFTERWARDS = ("eval_batch_size", "likelihood_draws", "random_seed")  # of what stands with training
+READ_AFTERWARDS = {"eval_batch_size", "likelihood_draws", "random_seed"}  # of what stands with training
+OF_TRAINING = {f.name for group in (TrainingOptions, OptimOptions) for f in fields(group)} - READ_AFTERWARDS
+OF_TRAINING |= {"wandb_name"}
 
 
 def check_flags(options: Options) -> None:
@@ -78,7 +81,7 @@ def check_flags(options: Options) -> None:
         owner = OWNERS[flag]
         if not owner.is_set(options):
             raise UsageError(f"--{flag} belongs to {owner.name}, without which nothing reads it; leave it out")
-    if options.run.mode in EVALUATIONS:
+    if not options.run.is_training:
         _check_evaluation(options)
     if method.in_steps:
         T = options.gaussian.timesteps
@@ -101,8 +104,7 @@ def check_flags(options: Options) -> None:
 def _check_evaluation(options: Options) -> None:
     """Of a run that is trained: nothing can change how, and its likelihood is no matter of how texts are made."""
     mode = options.run.mode
-    trained_by = {f.name for group in ("training", "optim") for f in fields(getattr(options, group))} | {"wandb_name"}
-    for flag in sorted(options.given & (trained_by - set(READ_AFTERWARDS))):
+    for flag in sorted(options.given & OF_TRAINING):
         raise UsageError(f"--{flag} is of training, of which this does none; leave it out")
     if mode == "gen_data":  # which stands for any script that reads a run, too
         return
@@ -126,14 +128,14 @@ def check_likelihood(options: Options) -> None:
 
 
 def _check_causal(options: Options) -> None:
-    name, run = options.method.method, options.run
+    name = options.method.method
     if options.training.T_schedule != "normal" or options.denoiser.time_input != "default":
         raise UsageError(f"--method {name} has no noise and no time: leave out --T_schedule and --time_input")
     if options.sampling.grid_power != 1:
         raise UsageError(f"--grid_power: --method {name} has no noise and no time; leave it out")
     if options.tokens.lengths == "modelled":
         raise UsageError(f"--method {name} ends a text by itself: leave out --lengths modelled")
-    if run.compile and run.mode not in ("train", "resume_training"):
+    if options.run.compile and not options.run.is_training:
         raise UsageError(f"--compile: does not serve --method {name}, which samples with a growing cache; leave it out")
 
 

@@ -25,7 +25,7 @@ from diffusion.training.files import replacing, sha256, write_text
 from diffusion.training.tracker import Trackers
 from diffusion.training.trainer import Trainer
 from scripts.build import System, build
-from scripts.checks import check, tokenizer_name
+from scripts.checks import check, check_free, tokenizer_name
 from scripts.command_line import flags, given_flags, parse
 from scripts.console import note
 from scripts.errors import UsageError, run
@@ -101,8 +101,7 @@ def check_command(place: str | None, options: Options) -> Path:
     if options.run.output_dir is None:
         raise UsageError("--output_dir: expected the folder of the run to be made")
     target = Path(options.run.output_dir)
-    if target.exists() or target.is_symlink():
-        raise UsageError(f"--output_dir {target}: is there already; expected a new folder")
+    check_free("output_dir", target)
     return target
 
 

@@ -89,6 +89,10 @@ class RunOptions:
     def mode(self) -> str:
         return next((mode for mode in MODES if getattr(self, mode)), "train")
 
+    @property
+    def is_training(self) -> bool:
+        return self.mode in ("train", "resume_training")
+
 
 MODES = ("eval", "eval_test", "ppl_eval", "gen_data", "resume_training")
 REMEMBERED = ("save_dir", "wandb_name", "num_samples")  # the rest of `run` concerns one call only
@@ -207,18 +211,18 @@ def read_args(run_dir: Path) -> dict[str, Any]:
     return saved
 
 
-def reading_a_run(argv: Sequence[str]) -> list[str]:
-    """The command line of a script that reads a trained run, with the mode that loads one; raises UsageError.
+def reading_a_run(argv: Sequence[str], mode: str = "gen_data") -> list[str]:
+    """The command line of a script that reads a trained run, with the `mode` that loads one; raises UsageError.
 
     The modes of training's command mean nothing there, so that they are neither taken nor talked about.
     """
     given = given_flags(argv)
-    for mode in MODES:
-        if mode in given:
-            raise UsageError(f"--{mode}: is a mode of train_text_diffusion.py; leave it out")
+    for other in MODES:
+        if other in given:
+            raise UsageError(f"--{other}: is a mode of train_text_diffusion.py; leave it out")
     if "resume_dir" not in given and not {"-h", "--help"} & set(argv):
         raise UsageError("expected --resume_dir, the folder of a trained run")
-    return [*argv, "--gen_data"]
+    return [*argv, f"--{mode}"]
 
 
 INTEGERS = range(-(2**63), 2**63)

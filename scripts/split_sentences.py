@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from diffusion.training.files import replacing, write_text
 from latent_models.corpora import DataOptions, Split, load_corpus
-from scripts.errors import UsageError, run
+from scripts.checks import check_free
+from scripts.errors import run
 from scripts.options import parse
 
 BETWEEN = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z0-9])")
@@ -39,8 +40,7 @@ def main() -> None:
     data, options = parse([DataOptions, SentenceOptions], description=__doc__)
     corpus = load_corpus(data)
     folder = Path(options.output_dir or Path(data.data_dir) / f"{corpus.name}-sentences")
-    if folder.exists():
-        raise UsageError(f"--output_dir {folder}: is there already; expected a new folder")
+    check_free("output_dir", folder)
     with replacing(folder) as beside:
         for name in ("train", "valid", "test"):
             split = getattr(corpus, name)

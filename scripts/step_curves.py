@@ -22,7 +22,7 @@ from scripts.console import note
 from scripts.dry_run import dry_run
 from scripts.errors import UsageError, run
 from scripts.evaluation import HUMAN, TEST_SEEDS, write_rows
-from scripts.options import GROUPS, Options, parse
+from scripts.options import GROUPS, Options, parse, reading_a_run
 
 COLUMNS = ("mauve", "corpus_perplexity", "diversity", "memorization", "acceptance", "mean_words", "seconds_per_sample")
 
@@ -47,7 +47,7 @@ class CurveOptions:
 
 
 def main() -> None:
-    argv = [*sys.argv[1:], "--eval_test"]
+    argv = reading_a_run(sys.argv[1:], "eval_test")
     *groups, curves = parse([*GROUPS, CurveOptions], argv, __doc__)
     options = Options.from_groups(groups, argv)
     if options.run.dry_run:

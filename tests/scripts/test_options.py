@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from scripts import interface_audit, sample, self_correct
+from scripts import interface_audit, sample, self_correct, step_curves
 from scripts.errors import USER_ERRORS, UsageError
 from scripts.options import GROUPS, Options, given_flags
 
@@ -246,7 +246,7 @@ def test_modes_and_run_folders_that_do_not_go_together(line, wanted):
     assert wanted in one_line(line)
 
 
-@pytest.mark.parametrize("script", [sample, self_correct, interface_audit])
+@pytest.mark.parametrize("script", [sample, self_correct, interface_audit, step_curves])
 @pytest.mark.parametrize(
     ("line", "wanted"),
     {
@@ -255,7 +255,7 @@ def test_modes_and_run_folders_that_do_not_go_together(line, wanted):
     }.items(),
 )
 def test_scripts_that_read_a_run_ask_for_that_and_for_no_mode(complaint, script, line, wanted):
-    assert wanted in (said := complaint(script.main, line)) and "gen_data" not in said
+    assert wanted in (said := complaint(script.main, line)) and not re.search("gen_data|eval_test", said)
 
 
 # What a run remembers
