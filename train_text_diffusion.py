@@ -27,18 +27,18 @@ from diffusion.training.files import replacing
 from diffusion.training.signals import StopSignals, listening
 from diffusion.training.tracker import JsonlTracker, Trackers, WandbTracker, has_scores
 from diffusion.training.trainer import Trainer
-from scripts.build import build, fit_space, load_space, load_system
-from scripts.checks import Inputs, check, check_new
-from scripts.console import note
-from scripts.dry_run import dry_run
-from scripts.errors import run
-from scripts.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
-from scripts.likelihood import evaluate_likelihood
-from scripts.locks import training_in
-from scripts.options import Options, given_flags
-from scripts.processes import is_main, join
-from scripts.sampling import sample
-from scripts.spaces import save_space
+from scripts.composition.build import build, fit_space, load_space, load_system
+from scripts.composition.checks import Inputs, check, check_new
+from scripts.composition.dry_run import dry_run
+from scripts.composition.options import Options, given_flags
+from scripts.composition.spaces import save_space
+from scripts.evaluation.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
+from scripts.evaluation.likelihood import evaluate_likelihood
+from scripts.job.console import note
+from scripts.job.errors import run
+from scripts.job.locks import training_in
+from scripts.job.processes import is_main, join
+from scripts.sampling.sampling import sample
 
 METRICS = "metrics.jsonl"
 

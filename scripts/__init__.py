@@ -1,4 +1,9 @@
-"""Jobs and composition: the only place, beside the entry script, where the three packages meet."""
+"""Jobs and composition: the only place, beside the entry script, where the three packages meet.
+
+What stands at the top is run: `python -m scripts.NAME`. What jobs share lies in folders that each rest on those before
+alone: job, fetching, composition, sampling, evaluation. Beside them is what a few jobs are made of: bench, pretraining,
+published, report, sweep.
+"""
 
 import os
 

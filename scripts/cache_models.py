@@ -22,11 +22,11 @@ from typing import Any
 
 from diffusion.training.files import faults, sums
 from latent_models.codec import HUB_NAMES, MODELS_DIR, NAMES_HERE
-from scripts.console import note
-from scripts.errors import PlainParser, UsageError, run
 from scripts.fetching.checksums import read_record, write_record
 from scripts.fetching.hub import Repository, fetch, find_repository, unfinished
-from scripts.locks import locked
+from scripts.job.console import note
+from scripts.job.errors import PlainParser, UsageError, run
+from scripts.job.locks import locked
 
 DEFAULTS = ("facebook/bart-base", "gpt2-large", "all-mpnet-base-v2")
 RECORD = "cached.json"

@@ -25,13 +25,13 @@ from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions, token_accuracy
 from offline_metrics import report
 from offline_metrics.bleu import sentence_bleu4
-from scripts.build import shuffled
-from scripts.checks import check_writable
-from scripts.errors import UsageError, run
-from scripts.hardware import device
-from scripts.interface import LatentTexts
-from scripts.latent_space import LatentSpace
-from scripts.options import parse
+from scripts.composition.build import shuffled
+from scripts.composition.checks import check_writable
+from scripts.composition.latent_space import LatentSpace
+from scripts.composition.options import parse
+from scripts.evaluation.interface import LatentTexts
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
 
 SEED = 42
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # sigma / alpha

@@ -14,12 +14,12 @@ from typing import ClassVar
 from diffusion.training import checkpoint
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.checks import check_writable
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.evaluation import HUMAN, write_rows
-from scripts.options import parse
-from scripts.run_folder import COLUMNS, parameters, scores, seconds_per_sample
+from scripts.composition.checks import check_writable
+from scripts.composition.options import parse
+from scripts.evaluation.evaluation import HUMAN, write_rows
+from scripts.evaluation.run_folder import COLUMNS, parameters, scores, seconds_per_sample
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
 
 
 @dataclass

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 from diffusion.training.signals import listening
 from offline_metrics import report
-from scripts.build import System, load_system
-from scripts.console import note
-from scripts.errors import run
-from scripts.evaluation import HUMAN, VALID_SEED, evaluate, write_rows
-from scripts.options import Options, parse
+from scripts.composition.build import System, load_system
+from scripts.composition.options import Options, parse
+from scripts.evaluation.evaluation import HUMAN, VALID_SEED, evaluate, write_rows
+from scripts.job.console import note
+from scripts.job.errors import run
 from train_text_diffusion import train
 
 COMMITTED = Path("pre_trained_models/diffusion-demo")  # the same command, trained for longer

@@ -13,12 +13,12 @@ from latent_models.codec import find_models
 from latent_models.corpora import DataOptions, load_corpus
 from offline_metrics import report
 from offline_metrics.suite import MetricOptions, MetricSuite
-from scripts.build import EXTRA_METRICS, device, load_metric_models, result_store, shuffled
-from scripts.checks import check_writable
-from scripts.errors import UsageError, run
-from scripts.evaluation import HUMAN, VALID_SEED, write_rows
-from scripts.options import parse
-from scripts.samples_file import FORMATS, read_texts
+from scripts.composition.build import EXTRA_METRICS, device, load_metric_models, result_store, shuffled
+from scripts.composition.checks import check_writable
+from scripts.composition.options import parse
+from scripts.evaluation.evaluation import HUMAN, VALID_SEED, write_rows
+from scripts.job.errors import UsageError, run
+from scripts.sampling.samples_file import FORMATS, read_texts
 
 
 @dataclass

@@ -15,12 +15,12 @@ from typing import ClassVar
 
 from diffusion.training import checkpoint
 from diffusion.training.files import replacing, write_tensors
-from scripts.build import space_type
-from scripts.checks import check_free, check_writable
-from scripts.errors import UsageError, run
-from scripts.options import Options, parse
-from scripts.run_folder import IMPORTED
-from scripts.spaces import RECORD, check_files
+from scripts.composition.build import space_type
+from scripts.composition.checks import check_free, check_writable
+from scripts.composition.options import Options, parse
+from scripts.composition.spaces import RECORD, check_files
+from scripts.evaluation.run_folder import IMPORTED
+from scripts.job.errors import UsageError, run
 
 
 @dataclass

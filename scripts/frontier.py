@@ -21,11 +21,12 @@ from diffusion.training.files import write_text
 from offline_metrics import report
 from offline_metrics.metric_info import info_of
 from offline_metrics.scores import Scores
-from scripts.cells import dial_of
-from scripts.checks import check_writable
-from scripts.console import note
-from scripts.errors import PlainParser, UsageError, run
-from scripts.evaluation import HUMAN
+from scripts.composition.checks import check_writable
+from scripts.evaluation.cells import dial_of
+from scripts.evaluation.evaluation import HUMAN
+from scripts.evaluation.run_folder import as_scores, read
+from scripts.job.console import note
+from scripts.job.errors import PlainParser, UsageError, run
 from scripts.report.charts import HUMAN_STYLE, Axis, Point, Series, Style, chart, swatch
 from scripts.report.curves import figures, label, legend
 from scripts.report.document import document
@@ -33,7 +34,6 @@ from scripts.report.markup import Html, el
 from scripts.report.runs import found_in
 from scripts.report.settings import spread
 from scripts.report.tables import score_table
-from scripts.run_folder import as_scores, read
 
 FROM_HERE = Path("saved_models/frontier")
 ENTROPY = "pooled_unigram_entropy"

@@ -24,18 +24,18 @@ from diffusion.training.checkpoint import load_weights
 from diffusion.training.files import replacing, sha256, write_text
 from diffusion.training.tracker import Trackers
 from diffusion.training.trainer import Trainer
-from scripts.build import System, build
-from scripts.checks import check, check_free, tokenizer_name
-from scripts.command_line import flags, given_flags, parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.methods import METHODS
-from scripts.options import GROUPS, MODES, Options
-from scripts.published_config import FAMILIES, HEADS, LENGTH, Config, Family, padded
-from scripts.published_weights import Published, read_published
-from scripts.run_folder import IMPORTED
-from scripts.spaces import save_space
-from scripts.token_space import TokenSpace, make_token_codec
+from scripts.composition.build import System, build
+from scripts.composition.checks import check, check_free, tokenizer_name
+from scripts.composition.methods import METHODS
+from scripts.composition.options import GROUPS, MODES, Options
+from scripts.composition.spaces import save_space
+from scripts.composition.token_space import TokenSpace, make_token_codec
+from scripts.evaluation.run_folder import IMPORTED
+from scripts.job.command_line import flags, given_flags, parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.published.config import FAMILIES, HEADS, LENGTH, Config, Family, padded
+from scripts.published.weights import Published, read_published
 
 TOKENIZER = "gpt2"  # of all three families, where they bring none
 READ_OFF = ("method", "trunk", "tx_dim", "tx_depth", "dit_heads", "dit_cond_dim")

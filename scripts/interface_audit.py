@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from diffusion.training.files import write_text
 from offline_metrics import report
 from offline_metrics.likelihood import ratio
-from scripts.build import System, load_system, shuffled
-from scripts.dry_run import dry_run
-from scripts.errors import run
-from scripts.interface import (
+from scripts.composition.build import System, load_system, shuffled
+from scripts.composition.dry_run import dry_run
+from scripts.composition.options import Options, reading_a_run
+from scripts.evaluation.interface import (
     READINGS,
     Kind,
     LatentTexts,
@@ -35,8 +35,8 @@ from scripts.interface import (
     readings,
     readings_by_kind,
 )
-from scripts.options import Options, reading_a_run
-from scripts.sampling import sample
+from scripts.job.errors import run
+from scripts.sampling.sampling import sample
 
 SEED = 42
 RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0)  # sigma / alpha; the run's own time with at least that much is taken

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion.training.files import write_text
-from scripts.demo_grammar import write
-from scripts.errors import run
-from scripts.options import parse
+from scripts.composition.demo_grammar import write
+from scripts.composition.options import parse
+from scripts.job.errors import run
 
 
 @dataclass

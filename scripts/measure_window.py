@@ -29,13 +29,13 @@ from diffusion.training.signals import listening
 from diffusion.window import Levels, Window, information_rate
 from latent_models.frozen_encoder import IGNORED
 from offline_metrics import report
-from scripts.build import System, load_system
-from scripts.console import note
-from scripts.dry_run import dry_run
-from scripts.errors import UsageError, run
-from scripts.interface import LatentTexts
-from scripts.options import GROUPS, MODES, Options, given_flags, parse
-from scripts.recipes import with_recipe
+from scripts.composition.build import System, load_system
+from scripts.composition.dry_run import dry_run
+from scripts.composition.options import GROUPS, MODES, Options, given_flags, parse
+from scripts.composition.recipes import with_recipe
+from scripts.evaluation.interface import LatentTexts
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
 from scripts.report.window import page
 from train_text_diffusion import train
 

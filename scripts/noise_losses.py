@@ -21,14 +21,14 @@ import torch
 from diffusion.training import checkpoint
 from diffusion.training.progress import progress_bar
 from offline_metrics import report
-from scripts.build import System, load_system
-from scripts.console import note
-from scripts.errors import PlainParser, UsageError, run
-from scripts.options import Options
+from scripts.composition.build import System, load_system
+from scripts.composition.options import Options
+from scripts.evaluation.run_folder import read
+from scripts.job.console import note
+from scripts.job.errors import PlainParser, UsageError, run
 from scripts.report.curves import ONE_LOSS
 from scripts.report.runs import Run, found_in, read_run
 from scripts.report.settings import Setting, most_usual, paired, settings_of
-from scripts.run_folder import read
 
 SEED = 42
 

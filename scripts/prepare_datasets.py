@@ -28,10 +28,10 @@ import numpy as np
 from diffusion.training.files import sums
 from latent_models.corpora import BUILT_IN, E2E_CSV_NAMES, CorpusError, DataOptions
 from latent_models.readers import Example, fault
-from scripts.console import note
-from scripts.errors import PlainParser, UsageError, run
 from scripts.fetching.checksums import write_record
 from scripts.fetching.download import download, without_secrets
+from scripts.job.console import note
+from scripts.job.errors import PlainParser, UsageError, run
 
 Parts = Sequence[list[Example]]  # of the splits, in this order:
 SPLITS = ("train", "valid", "test")

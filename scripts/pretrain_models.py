@@ -40,10 +40,10 @@ from diffusion.training.batches import EpochBatches
 from latent_models.corpora import Corpus, DataOptions, load_corpus
 from latent_models.frozen_encoder import FrozenEncoder
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.model_training import masked, train, write_card
-from scripts.options import parse
+from scripts.composition.options import parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.pretraining.model_training import masked, train, write_card
 
 BART_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0..4, as in the published BART
 READS = 0.9  # share of held-out tokens that a codec should write back at their place

@@ -17,17 +17,17 @@ from typing import ClassVar
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.build import System, load_system, strategies_of
-from scripts.checks import check_writable
-from scripts.conditional import FIRST, chosen
-from scripts.console import note, say
-from scripts.dry_run import dry_run
-from scripts.errors import UsageError, run
-from scripts.methods import METHODS
-from scripts.options import GROUPS, Options, parse, reading_a_run
-from scripts.samples_file import Samples
-from scripts.sampling import Given, Piece, Watch, sample
-from scripts.semi_autoregressive import sample_long
+from scripts.composition.build import System, load_system, strategies_of
+from scripts.composition.checks import check_writable
+from scripts.composition.dry_run import dry_run
+from scripts.composition.methods import METHODS
+from scripts.composition.options import GROUPS, Options, parse, reading_a_run
+from scripts.job.console import note, say
+from scripts.job.errors import UsageError, run
+from scripts.sampling.conditional import FIRST, chosen
+from scripts.sampling.samples_file import Samples
+from scripts.sampling.sampling import Given, Piece, Watch, sample
+from scripts.sampling.semi_autoregressive import sample_long
 
 
 @dataclass

@@ -29,13 +29,13 @@ from latent_models.codec import ModelError
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.report import write_json
 from offline_metrics.self_bleu import self_bleu4
-from scripts.build import System, load_system
-from scripts.checks import check_writable
-from scripts.dry_run import dry_run
-from scripts.errors import UsageError, run
-from scripts.flag_checks import OF_SAMPLES
-from scripts.options import GROUPS, Options, parse, reading_a_run
-from scripts.samples_file import FINGERPRINT, read_samples
+from scripts.composition.build import System, load_system
+from scripts.composition.checks import check_writable
+from scripts.composition.dry_run import dry_run
+from scripts.composition.flag_checks import OF_SAMPLES
+from scripts.composition.options import GROUPS, Options, parse, reading_a_run
+from scripts.job.errors import UsageError, run
+from scripts.sampling.samples_file import FINGERPRINT, read_samples
 
 EARLY = 0.01  # the time at which the network is asked: nearly finished texts
 

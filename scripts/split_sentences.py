@@ -16,9 +16,9 @@ from typing import ClassVar
 
 from diffusion.training.files import replacing, write_text
 from latent_models.corpora import DataOptions, Split, load_corpus
-from scripts.checks import check_free
-from scripts.errors import run
-from scripts.options import parse
+from scripts.composition.checks import check_free
+from scripts.composition.options import parse
+from scripts.job.errors import run
 
 BETWEEN = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z0-9])")
 

@@ -16,13 +16,13 @@ from typing import ClassVar
 
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.build import load_system
-from scripts.cells import check_cells, score_cell, title, with_cell
-from scripts.console import note
-from scripts.dry_run import dry_run
-from scripts.errors import UsageError, run
-from scripts.evaluation import HUMAN, TEST_SEEDS, write_rows
-from scripts.options import GROUPS, Options, parse, reading_a_run
+from scripts.composition.build import load_system
+from scripts.composition.dry_run import dry_run
+from scripts.composition.options import GROUPS, Options, parse, reading_a_run
+from scripts.evaluation.cells import check_cells, score_cell, title, with_cell
+from scripts.evaluation.evaluation import HUMAN, TEST_SEEDS, write_rows
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
 
 COLUMNS = ("mauve", "corpus_perplexity", "diversity", "memorization", "acceptance", "mean_words", "seconds_per_sample")
 

@@ -6,8 +6,8 @@
     python train_text_diffusion.py --dataset_name e2e --enc_dec_model bart-e2e-n16
 
 Half of the texts have states hidden, the others noised ones; then coordinates of the latents are dropped, and noise is
-put on them (scripts/autoencoder_loss.py). Latents are standardised, so that no training can make them outgrow that
-noise, and a run finds them of unit variance.
+put on them (scripts/pretraining/autoencoder_loss.py). Latents are standardised, so that no training can make them
+outgrow that noise, and a run finds them of unit variance.
 
 B batch, L tokens, W width of the states.
 """
@@ -37,12 +37,12 @@ from latent_models.frozen_encoder import FrozenEncoder
 from latent_models.latent_cache import LatentCache, encoded
 from latent_models.seq2seq_codec import token_accuracy
 from latent_models.statistics import LatentStatistics
-from scripts.autoencoder_loss import Corruption, CorruptionOptions, losses
-from scripts.checks import check_writable
-from scripts.errors import UsageError, run
-from scripts.hardware import device
-from scripts.model_training import train, write_card
-from scripts.options import parse
+from scripts.composition.checks import check_writable
+from scripts.composition.options import parse
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
+from scripts.pretraining.autoencoder_loss import Corruption, CorruptionOptions, losses
+from scripts.pretraining.model_training import train, write_card
 
 HELD_OUT = 500  # validation texts that the codec is judged on
 

@@ -36,12 +36,11 @@ from latent_models.codec_kinds import codec_type
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.decoders import RECORD, record, trainable_decoder
 from latent_models.seq2seq_codec import CodecOptions, Seq2SeqCodec
-from scripts.build import load_system
-from scripts.checks import check_writable
-from scripts.command_line import given_flags
-from scripts.errors import UsageError, run
-from scripts.hardware import device
-from scripts.interface import (
+from scripts.composition.build import load_system
+from scripts.composition.checks import check_writable
+from scripts.composition.latent_space import STATISTICS, LatentSpace
+from scripts.composition.options import Options, parse
+from scripts.evaluation.interface import (
     NATS,
     TOKENS,
     Kind,
@@ -52,9 +51,10 @@ from scripts.interface import (
     noised,
     readings_by_kind,
 )
-from scripts.latent_space import STATISTICS, LatentSpace
-from scripts.model_training import masked, train, write_card
-from scripts.options import Options, parse
+from scripts.job.command_line import given_flags
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
+from scripts.pretraining.model_training import masked, train, write_card
 
 HELD_OUT = 500  # validation texts that the decoder is judged on, before and after
 

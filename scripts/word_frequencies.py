@@ -14,12 +14,12 @@ from typing import ClassVar
 from diffusion.training.files import replacing, write_tensors
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions
-from scripts.checks import check_writable
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.method_options import TokenOptions
-from scripts.options import parse
-from scripts.token_space import make_token_codec
+from scripts.composition.checks import check_writable
+from scripts.composition.method_options import TokenOptions
+from scripts.composition.options import parse
+from scripts.composition.token_space import make_token_codec
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
 
 SHOWN = 10
 

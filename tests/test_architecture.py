@@ -11,16 +11,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("latent_models", "diffusion", "offline_metrics")
 COMPOSITION = ("scripts", "train_text_diffusion")
+LAYERS = ("job", "fetching", "composition", "sampling", "evaluation")  # of scripts/: each rests on those before it
 
 
 def imports(path: Path) -> set[str]:
     """Top-level names that a file imports, anywhere in it."""
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it: of `from a.b import c` both a.b and a.b.c."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -44,11 +50,7 @@ def test_no_import_circles(package):
     known = modules(ROOT / package)
     graph = {}
     for name, path in known.items():
-        targets = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                targets |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-        graph[name] = {target for target in targets if target in known} - {name}
+        graph[name] = (imported(path) & set(known)) - {name}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, f"import circle: {' -> '.join([*path[path.index(name):], name])}"
@@ -57,6 +59,22 @@ def test_no_import_circles(package):
 
     for name in graph:
         visit(name, ())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_jobs_share_rests_on_what_stands_below_it(layer):
+    below = tuple(f"scripts.{name}" for name in LAYERS[: LAYERS.index(layer) + 1])
+    found = {path: imported(path) for path in (ROOT / "scripts" / layer).glob("*.py")}
+    assert found
+    for path, names in found.items():
+        assert [name for name in names if name.startswith("scripts.") and not name.startswith(below)] == [], path
+
+
+def test_what_stands_at_the_top_of_scripts_is_run_and_never_imported():
+    jobs = {f"scripts.{path.stem}": path for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__"}
+    assert [name for name, path in jobs.items() if "__main__" not in path.read_text(encoding="utf-8")] == []
+    found = {str(path): imported(path) & set(jobs) for path in (ROOT / "scripts").rglob("*.py")}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_folders_of_data_hold_no_code():

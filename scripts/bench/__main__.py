@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 from scripts.bench.measure import Output
-from scripts.command_line import parse
-from scripts.errors import run
+from scripts.job.command_line import parse
+from scripts.job.errors import run
 
 PARTS = ("training", "scaling", "corpus", "sampling", "scoring", "trunks")
 

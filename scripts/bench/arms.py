@@ -27,8 +27,8 @@ from latent_models.latent_cache import encoded
 from latent_models.seq2seq_codec import LatentDtype
 from latent_models.statistics import LatentStatistics
 from scripts.bench.trained import Trained
-from scripts.errors import UsageError
-from scripts.latent_space import LatentData
+from scripts.composition.latent_space import LatentData
+from scripts.job.errors import UsageError
 
 HEAD_DIM = 64
 

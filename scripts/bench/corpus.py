@@ -24,11 +24,11 @@ from latent_models.seq2seq_codec import CodecOptions, LatentDtype, Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from scripts.bench.measure import Column, Output, Row, give_back_memory, spread, status_bytes, table
 from scripts.bench.trained import Trained, Turn
-from scripts.command_line import parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.hardware import device
-from scripts.latent_space import LatentData, encode_split, load_codec
+from scripts.composition.latent_space import LatentData, encode_split, load_codec
+from scripts.job.command_line import parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
 
 COLUMNS = (
     Column("texts", "texts", ","),

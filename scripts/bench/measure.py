@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from offline_metrics import report
-from scripts.hardware import device
+from scripts.job.hardware import device
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # large enough that the matrix units, not the memory, are what is measured
 MATMULS = 10  # between two looks at the clock

@@ -17,15 +17,15 @@ import torch
 
 from diffusion.randomness import sample_seeds, uniform
 from scripts.bench.measure import Column, Output, Row, Stopwatch, spread, table
-from scripts.build import System, load_system
-from scripts.cells import check_cells, with_cell
-from scripts.command_line import parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.hardware import device
-from scripts.options import Options
-from scripts.sampling import prediction, sample
-from scripts.spaces import Space
+from scripts.composition.build import System, load_system
+from scripts.composition.options import Options
+from scripts.composition.spaces import Space
+from scripts.evaluation.cells import check_cells, with_cell
+from scripts.job.command_line import parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
+from scripts.sampling.sampling import prediction, sample
 
 COLUMNS = (
     Column("cell", "sampled by"),

@@ -16,10 +16,10 @@ from typing import ClassVar
 from scripts.bench.arms import Setting, Texts, cache_folder, ours
 from scripts.bench.measure import Column, Output, Row, table
 from scripts.bench.trained import figures
-from scripts.command_line import parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.hardware import device
+from scripts.job.command_line import parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
 
 COLUMNS = (
     Column("seconds_per_step", "s/step", ".3f"),

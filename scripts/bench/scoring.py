@@ -20,12 +20,12 @@ from latent_models.corpora import Corpus, DataOptions, load_corpus
 from offline_metrics.self_bleu import self_bleu4
 from offline_metrics.suite import MetricOptions, MetricSuite
 from scripts.bench.measure import Column, Output, Row, Stopwatch, spread, table
-from scripts.build import EXTRA_METRICS, load_metric_models, result_store, shuffled
-from scripts.command_line import parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.evaluation import VALID_SEED
-from scripts.hardware import device
+from scripts.composition.build import EXTRA_METRICS, load_metric_models, result_store, shuffled
+from scripts.evaluation.evaluation import VALID_SEED
+from scripts.job.command_line import parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
 
 COLUMNS = (
     Column("stage", "seconds of"),

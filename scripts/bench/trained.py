@@ -26,7 +26,7 @@ from diffusion.training.options import TrainingOptions
 from diffusion.training.tracker import Trackers
 from diffusion.training.trainer import Trainer, TrainingData
 from scripts.bench.measure import MemoryGrowth, Row, Stopwatch, matmul_peak, spread, wait_for
-from scripts.hardware import compile_trunk
+from scripts.job.hardware import compile_trunk
 
 STAGES = ("load", "encode", "forward", "backward", "optimizer", "ema")
 PRECISION = {"no": torch.float32, "bf16": torch.bfloat16}  # of matrix products, by --mixed_precision

@@ -20,10 +20,10 @@ from typing import ClassVar
 from scripts.bench.arms import Setting, Texts, cache_folder, ours, plain
 from scripts.bench.measure import Column, Output, Row, spread, table
 from scripts.bench.trained import STAGES, Trained, figures
-from scripts.command_line import given_flags, parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.hardware import device
+from scripts.job.command_line import given_flags, parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
 
 PLAIN, OURS, COMPILED = "plain", "ours", "ours, compiled"
 PAPER = {"tx_dim": 768, "tx_depth": 12, "mixed_precision": "bf16", "batch_sizes": [64, 256]}

@@ -25,10 +25,10 @@ from diffusion.guidance import Prediction
 from diffusion.masked import MaskedProcess
 from diffusion.survival import loglinear
 from scripts.bench.measure import Column, MemoryGrowth, Output, Row, spread, table
-from scripts.command_line import parse
-from scripts.console import note
-from scripts.errors import UsageError, run
-from scripts.hardware import device
+from scripts.job.command_line import parse
+from scripts.job.console import note
+from scripts.job.errors import UsageError, run
+from scripts.job.hardware import device
 
 OURS, PUBLISHED = "x_transformers", "dit"
 WORK = ("forward", "step", "draw")

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion.training.files import write_text
-from scripts.errors import UsageError
-from scripts.reading import read_json
+from scripts.job.errors import UsageError
+from scripts.job.reading import read_json
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

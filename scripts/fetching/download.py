@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from latent_models.codec import first_line
-from scripts.errors import UsageError
+from scripts.job.errors import UsageError
 
 
 def download(

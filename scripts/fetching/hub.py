@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from diffusion.training.files import sha256
-from scripts.errors import UsageError
 from scripts.fetching.download import download, told, without_secrets
+from scripts.job.errors import UsageError
 
 # Configuration, tokenizer and safetensors; never code, or the same weights for other frameworks.
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latent_models.codec import first_line
-from scripts.errors import UsageError
+from scripts.job.errors import UsageError
 
 
 def convert(pickles: Sequence[Path], target: Path) -> None:

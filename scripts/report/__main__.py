@@ -12,9 +12,9 @@ from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from diffusion.training.files import write_text
-from scripts.checks import check_writable
-from scripts.console import note
-from scripts.errors import USER_ERRORS, PlainParser, UsageError, run
+from scripts.composition.checks import check_writable
+from scripts.job.console import note
+from scripts.job.errors import USER_ERRORS, PlainParser, UsageError, run
 from scripts.report.film import Frame, film_strips
 from scripts.report.page import Report, markdown, page
 from scripts.report.runs import found_in, read_run

@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 from offline_metrics.metric_info import info_of
 from offline_metrics.report import ARROWS
 from offline_metrics.scores import Scores
-from scripts.evaluation import HUMAN
-from scripts.methods import METHODS
+from scripts.composition.methods import METHODS
+from scripts.evaluation.evaluation import HUMAN
 from scripts.report.charts import HUMAN_STYLE, Axis, Point, Series, Style, chart, swatch, thinned
 from scripts.report.markup import Html, el
 from scripts.report.runs import Run

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scripts.build import System, load_system
-from scripts.evaluation import VALID_SEED
-from scripts.options import Options
-from scripts.sampling import Given, sample
+from scripts.composition.build import System, load_system
+from scripts.composition.options import Options
+from scripts.evaluation.evaluation import VALID_SEED
+from scripts.sampling.sampling import Given, sample
 
 FRAMES = 9
 

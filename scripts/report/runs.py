@@ -16,11 +16,11 @@ from diffusion.training import checkpoint
 from latent_models.strict_json import parse
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.errors import UsageError
-from scripts.evaluation import HUMAN
-from scripts.options import Options, read_args
-from scripts.run_folder import parameters, scores, seconds_per_sample
-from scripts.samples_file import read_samples
+from scripts.composition.options import Options, read_args
+from scripts.evaluation.evaluation import HUMAN
+from scripts.evaluation.run_folder import parameters, scores, seconds_per_sample
+from scripts.job.errors import UsageError
+from scripts.sampling.samples_file import read_samples
 
 SEED = "random_seed"
 SPLITS = {"test_": "test", "valid_": "validation", "": "validation"}  # of folders of scores, the best first

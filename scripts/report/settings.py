@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.evaluation import HUMAN
+from scripts.evaluation.evaluation import HUMAN
 from scripts.report.runs import SEED, Run, defaults
 
 # Options that change where things lie, how fast they go or what is written down, but not what comes out.

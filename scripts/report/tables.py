@@ -8,12 +8,12 @@ from math import isnan
 from offline_metrics import report
 from offline_metrics.metric_info import info_of
 from offline_metrics.scores import Scores
-from scripts.evaluation import HUMAN
+from scripts.evaluation.evaluation import HUMAN
+from scripts.evaluation.run_folder import COLUMNS
 from scripts.report.charts import interval
 from scripts.report.markup import Html, el, join
 from scripts.report.runs import Run
 from scripts.report.settings import Comparison, Setting
-from scripts.run_folder import COLUMNS
 
 LEGEND = (
     "Seeds: of training × of sampling. ±: standard deviation over training seeds where a row has several, else over "

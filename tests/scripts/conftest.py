@@ -21,10 +21,10 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from diffusion.training import checkpoint
 from latent_models.corpora import DataOptions, load_corpus
 from scripts import train_decoder
-from scripts.build import System, load_system
-from scripts.demo_grammar import parse
-from scripts.errors import run
-from scripts.options import Options
+from scripts.composition.build import System, load_system
+from scripts.composition.demo_grammar import parse
+from scripts.composition.options import Options
+from scripts.job.errors import run
 from tests.scripts.hub import Hub
 from tests.scripts.warm import Warm
 from train_text_diffusion import main

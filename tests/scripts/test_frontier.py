@@ -8,7 +8,7 @@ import pytest
 
 from offline_metrics.scores import Scores
 from scripts import frontier, step_curves
-from scripts.cells import dial_of
+from scripts.evaluation.cells import dial_of
 from scripts.frontier import ENTROPY, Curve
 
 METRICS = "--perplexity_model gpt2-demo --mauve_model gpt2-demo"

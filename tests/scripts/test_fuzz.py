@@ -35,19 +35,19 @@ from latent_models.seq2seq_codec import CodecOptions, Seq2SeqCodec
 from latent_models.statistics import LatentStatistics
 from latent_models.token_codec import TokenCodec
 from offline_metrics.language_model import LanguageModel, load_feature_model
-from scripts.bert import load_bert
-from scripts.errors import USER_ERRORS
+from scripts.composition.bert import load_bert
+from scripts.composition.latent_space import STATISTICS
+from scripts.composition.method_options import TokenOptions
+from scripts.composition.options import Options, read_args
+from scripts.composition.spaces import RECORD, check_files, save_space
+from scripts.composition.token_space import LENGTHS, TOKEN_COUNTS, TOKENIZER, TokenSpace
+from scripts.composition.window_file import read_levels
+from scripts.evaluation.run_folder import parameters, scores, seconds_per_sample
 from scripts.fetching.checksums import read_record
-from scripts.latent_space import STATISTICS
-from scripts.method_options import TokenOptions
-from scripts.options import Options, read_args
+from scripts.job.errors import USER_ERRORS
 from scripts.report.runs import read_run
-from scripts.run_folder import parameters, scores, seconds_per_sample
-from scripts.samples_file import read_samples, read_texts
-from scripts.spaces import RECORD, check_files, save_space
-from scripts.sweep_file import read_sweep
-from scripts.token_space import LENGTHS, TOKEN_COUNTS, TOKENIZER, TokenSpace
-from scripts.window_file import read_levels
+from scripts.sampling.samples_file import read_samples, read_texts
+from scripts.sweep.file import read_sweep
 from tests.scripts.hostile import copied, damage, damaged, in_time, inflict
 
 LENGTH = 10_000_000  # bytes in one line

@@ -22,8 +22,8 @@ from diffusion.training import checkpoint
 from latent_models.token_codec import TokenCodec
 from scripts import export_run, sample, self_correct
 from scripts.import_checkpoint import main
-from scripts.published_weights import read_published
-from scripts.samples_file import read_texts
+from scripts.published.weights import read_published
+from scripts.sampling.samples_file import read_texts
 from tests.scripts.hostile import Hostile
 from train_text_diffusion import main as train_main
 

@@ -12,7 +12,7 @@ from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.training.objective import Batch
 from latent_models.frozen_encoder import IGNORED
 from scripts import interface_audit
-from scripts.interface import READINGS, estimated, noised, readings
+from scripts.evaluation.interface import READINGS, estimated, noised, readings
 from scripts.interface_audit import row_of, sampled_row, text_rows
 
 RATIO = torch.tensor([0.7, 3.0])

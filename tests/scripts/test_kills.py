@@ -16,7 +16,7 @@ import pytest
 
 from diffusion.training.checkpoint import checkpoints
 from diffusion.training.tracker import has_scores
-from scripts.methods import METHODS
+from scripts.composition.methods import METHODS
 from tests.scripts.conftest import SMALL_RECIPE, TRUNK
 from train_text_diffusion import main
 

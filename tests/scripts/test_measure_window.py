@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts import measure_window
-from scripts.build import System
+from scripts.composition.build import System
 from scripts.measure_window import Level, measure, spent, told_at
 from tests.scripts.conftest import SMALL_RECIPE, TRUNK
 

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from latent_models.corpora import DataOptions, load_corpus
 from scripts import cache_models, prepare_datasets
-from scripts.samples_file import read_texts
+from scripts.sampling.samples_file import read_texts
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").partition("\n## ")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo_grammar import write
+from scripts.composition.demo_grammar import write
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (

@@ -24,13 +24,13 @@ from latent_models.statistics import LatentStatistics
 from offline_metrics.language_model import LanguageModel
 from scripts import evaluate_samples, export_run
 from scripts import sample as sample_script
-from scripts.build import build, device
-from scripts.checks import check
-from scripts.demo_grammar import parse
-from scripts.latent_space import LatentData, LatentSpace, encode_split, load_codec
-from scripts.options import Options
-from scripts.samples_file import read_texts
-from scripts.sampling import sample
+from scripts.composition.build import build, device
+from scripts.composition.checks import check
+from scripts.composition.demo_grammar import parse
+from scripts.composition.latent_space import LatentData, LatentSpace, encode_split, load_codec
+from scripts.composition.options import Options
+from scripts.sampling.samples_file import read_texts
+from scripts.sampling.sampling import sample
 from train_text_diffusion import main, make_run_dir
 
 ROOT = Path(__file__).parents[2]

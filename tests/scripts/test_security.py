@@ -19,14 +19,14 @@ from latent_models.token_codec import TokenCodec
 from offline_metrics.language_model import LanguageModel, load_feature_model
 from offline_metrics.result_store import ResultStore
 from scripts import prepare_datasets, sample
-from scripts.bert import load_bert
-from scripts.console import note, shown
-from scripts.errors import USER_ERRORS, UsageError
+from scripts.composition.bert import load_bert
+from scripts.composition.options import read_args
+from scripts.evaluation.run_folder import scores
 from scripts.fetching.checksums import read_record
 from scripts.fetching.download import without_secrets
-from scripts.options import read_args
-from scripts.run_folder import scores
-from scripts.sweep_file import read_sweep
+from scripts.job.console import note, shown
+from scripts.job.errors import USER_ERRORS, UsageError
+from scripts.sweep.file import read_sweep
 from tests.scripts.hostile import Hostile, copied
 
 MODELS, RUN = Path("pre_trained_models"), Path("pre_trained_models/diffusion-demo")

@@ -13,8 +13,8 @@ from offline_metrics.entropy import unigram_entropy
 from offline_metrics.self_bleu import self_bleu4
 from scripts import sample as sample_script
 from scripts import self_correct
-from scripts.options import Options
-from scripts.samples_file import read_samples
+from scripts.composition.options import Options
+from scripts.sampling.samples_file import read_samples
 from scripts.self_correct import EARLY, CorrectionOptions, correct
 
 WARM = "--correction_temperature 1 --max_correction_steps 16"  # so that much is left to chance

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.flag_checks import check_flags
-from scripts.options import Options
-from scripts.sweep_file import read_sweep
+from scripts.composition.flag_checks import check_flags
+from scripts.composition.options import Options
+from scripts.sweep.file import read_sweep
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion.training.checkpoint import checkpoints, find_checkpoint
-from scripts import sweep
-from scripts.sweep_file import read_sweep
+from scripts.sweep import __main__ as sweep
+from scripts.sweep.file import read_sweep
 from tests.scripts.conftest import SWEEP_HEAD
 from train_text_diffusion import main
 

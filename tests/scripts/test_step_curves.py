@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from scripts import cells, step_curves
-from scripts.errors import USER_ERRORS, UsageError
+from scripts import step_curves
+from scripts.evaluation import cells
+from scripts.job.errors import USER_ERRORS, UsageError
 
 RUN = "pre_trained_models/diffusion-demo"
 METRICS = "--perplexity_model gpt2-demo --mauve_model gpt2-demo"

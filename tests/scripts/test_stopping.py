@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.training import checkpoint
-from scripts import sweep
-from scripts.errors import run
+from scripts.job.errors import run
+from scripts.sweep import __main__ as sweep
 from train_text_diffusion import main
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 import train_text_diffusion
 from diffusion.training.checkpoint import checkpoints, find_checkpoint
 from diffusion.training.signals import Stopped
-from scripts import sweep
-from scripts.sweep_file import read_sweep
+from scripts.sweep import __main__ as sweep
+from scripts.sweep.file import read_sweep
 from tests.scripts.conftest import SWEEP_HEAD
 
 OPTIONS = f"""{SWEEP_HEAD}

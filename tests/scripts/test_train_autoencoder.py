@@ -20,9 +20,9 @@ from latent_models.frozen_encoder import IGNORED, FrozenEncoder
 from latent_models.latent_cache import encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts import codec_audit, sample, train_autoencoder, train_decoder
-from scripts.autoencoder_loss import CorruptionOptions
-from scripts.interface import LatentTexts
-from scripts.sampling import sample as sampled
+from scripts.evaluation.interface import LatentTexts
+from scripts.pretraining.autoencoder_loss import CorruptionOptions
+from scripts.sampling.sampling import sample as sampled
 from scripts.train_autoencoder import AutoencoderOptions, Lessons, fitted
 from tests.scripts.conftest import places
 from train_text_diffusion import main

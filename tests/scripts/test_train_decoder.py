@@ -14,9 +14,9 @@ from latent_models.codec import MODELS_DIR, ModelError
 from latent_models.decoders import RECORD
 from latent_models.seq2seq_codec import CodecOptions, Seq2SeqCodec
 from scripts import train_decoder
-from scripts.interface import Kind, LatentTexts, estimated
-from scripts.latent_space import load_codec
-from scripts.sampling import sample
+from scripts.composition.latent_space import load_codec
+from scripts.evaluation.interface import Kind, LatentTexts, estimated
+from scripts.sampling.sampling import sample
 from scripts.train_decoder import decoder_loss, mixed
 from tests.scripts.conftest import SMALL_DECODER, places
 from train_text_diffusion import main

@@ -71,7 +71,7 @@ def serve() -> None:
     from latent_models.codec import find_model
     from latent_models.seq2seq_codec import Seq2SeqCodec
     from offline_metrics.language_model import LanguageModel
-    from scripts.errors import run
+    from scripts.job.errors import run
 
     torch.set_num_threads(1)
     # tqdm's own lock is one for all children, and one that is killed while it draws its bar would keep it for ever.

@@ -1,0 +1,106 @@
+"""Ways to sample one run, each named in a word: SAMPLER:STEPS[:GRID_POWER], or FLAG=VALUE[,FLAG=VALUE ...]."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from diffusion.samplers import SamplingOptions
+from offline_metrics import report
+from offline_metrics.scores import Scores
+from scripts.composition.build import System
+from scripts.composition.flag_checks import check_flags
+from scripts.composition.methods import METHODS
+from scripts.evaluation.evaluation import HUMAN
+from scripts.evaluation.run_folder import as_scores, read
+from scripts.job.command_line import parse
+from scripts.job.errors import UsageError
+from scripts.sampling.sampling import sample
+
+SHORT = re.compile(r"([a-z_]+):([0-9]+)(?::([0-9]*\.?[0-9]+))?")
+PAIRS = re.compile(r"[a-z_]+=[^=,]+(,[a-z_]+=[^=,]+)*")
+
+
+def check_cells(cells: Sequence[str]) -> None:
+    """Raises UsageError for one that is of neither form."""
+    for cell in cells:
+        if not (SHORT.fullmatch(cell) or PAIRS.fullmatch(cell)):
+            raise UsageError(
+                f"--cells {cell!r}: expected SAMPLER:STEPS such as ddim:50, or ddim:50:0.5, or flags of sampling such "
+                "as temperature=0.8"
+            )
+
+
+def pairs_of(cell: str) -> dict[str, str]:
+    """Flags of sampling and their values, as they were written."""
+    if short := SHORT.fullmatch(cell):
+        named = zip(("sampler", "sampling_timesteps", "grid_power"), short.groups(), strict=True)
+        return {flag: value for flag, value in named if value is not None}
+    return dict(pair.split("=") for pair in cell.split(","))
+
+
+def title(cell: str) -> str:
+    """What a cell is called in tables, and in folders with _ for a space."""
+    return cell.replace(":", " ")
+
+
+def dial_of(cell: str) -> tuple[str, str, float | None]:
+    """What a cell keeps fixed, the flag that is turned (its last one; of the short form the steps), and its value."""
+    pairs = pairs_of(cell)
+    dial = "sampling_timesteps" if SHORT.fullmatch(cell) else list(pairs)[-1]
+    turned = pairs.pop(dial)
+    fixed = ", ".join(value if flag == "sampler" else f"{flag} {value}" for flag, value in pairs.items())
+    try:
+        return fixed, dial, float(turned)
+    except ValueError:  # a name
+        return fixed, dial, None
+
+
+def with_cell(system: System, cell: str) -> System:
+    """The same run sampled in another way; UsageError or DiffusionError for one that the method does not have."""
+    pairs, usual = pairs_of(cell), system.options.sampling
+    known = {field.name for field in fields(SamplingOptions)}
+    if unknown := pairs.keys() - known:
+        raise UsageError(f"--cells {cell}: {min(unknown)} is no flag of sampling; expected {', '.join(sorted(known))}")
+    name = pairs.get("sampler", usual.sampler)
+    samplers = METHODS[system.options.method.method].samplers
+    if name not in ("default", *samplers):
+        raise UsageError(
+            f"--cells {cell}: --method {system.options.method.method} has the samplers {', '.join(samplers)}"
+        )
+    (asked,) = parse([SamplingOptions], [f"--{flag}={value}" for flag, value in pairs.items()])
+    sampling = replace(usual, **{flag: getattr(asked, flag) for flag in pairs})
+    options = replace(system.options, sampling=sampling, given=frozenset(pairs))
+    check_flags(options)
+    chosen = replace(system, options=options)
+    _ = chosen.times  # refuses a number of steps that the process cannot take
+    return chosen
+
+
+def score_cell(system: System, cell: str, seed: int, strategy: str, place: Path) -> dict[str, Scores]:
+    """The rows of a cell under one seed, from its folder in `place` where that holds them already."""
+    chosen, folder = with_cell(system, cell), place / title(cell).replace(" ", "_") / f"seed_{seed}"
+    options = chosen.options
+    asked = {"strategy": strategy, "samples": options.run.num_samples}
+    asked |= {"sampling": vars(options.sampling), "metrics": vars(options.metrics)}
+    if options.codec.decoder is not None:
+        asked["decoder"] = options.codec.decoder
+    made = folder / "cell.json"
+    if made.is_file():
+        asked_before, rows = read(made, lambda found: (found["asked"], as_scores(found["rows"])))
+        if asked_before == asked:
+            return rows
+    started, count = time.monotonic(), asked["samples"]
+    samples = sample(chosen, count, seed, strategies=[strategy])
+    seconds = (time.monotonic() - started) / count
+    suite = system.suite(system.corpus.test, seed)
+    rows = {HUMAN: suite.human_row(count), strategy: suite.score(samples.texts[strategy])}
+    rows[strategy]["seconds_per_sample"] = seconds
+    samples.write_strategy(strategy, folder / f"{strategy}.jsonl")
+    report.write_json(made, {"cell": cell, "asked": asked, "rows": rows})
+    return rows
+
+

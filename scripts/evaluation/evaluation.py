@@ -1,0 +1,150 @@
+"""Sampling and scoring of a system: one evaluation writes its texts, its scores and a table into one folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from diffusion.training.files import write_text
+from latent_models.corpora import Split
+from offline_metrics import report
+from offline_metrics.scores import Scores
+from offline_metrics.suite import MetricSuite
+from scripts.composition.build import System
+from scripts.job.console import note
+from scripts.job.processes import is_main, main_first, shared_out
+from scripts.sampling.conditional import add_pair_scores, candidate_sets, chosen, sample_candidates
+from scripts.sampling.samples_file import Samples
+from scripts.sampling.sampling import sample
+
+TEST_SEEDS = (42, 43, 44, 45, 46)
+VALID_SEED = 42
+HUMAN = "human"
+RESULTS = {"eval": "valid", "eval_test": "test", "ppl_eval": "likelihood"}  # mode -> what its folder begins with
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One seed's samples and the scores of each way of writing them, beside the human row."""
+
+    samples: dict[str, Samples]  # by row
+    rows: dict[str, Scores]
+    seconds: float  # of sampling and decoding
+    candidates: Samples | None = None  # of each source, where there were some to choose from
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """The texts of each row."""
+        return {row: samples.texts.get(row, samples.first) for row, samples in self.samples.items()}
+
+    def write(self, folder: Path) -> None:
+        """<row>.jsonl, scores.json and table.md; timing.json, which alone differs when the same is done again.
+
+        candidates.jsonl where there were some to choose from, those of one source one after the other. Of several
+        processes, which all have the same, one writes.
+        """
+        if not is_main():
+            return
+        for row, samples in self.samples.items():
+            samples.write_strategy(row if row in samples.texts else next(iter(samples.texts)), folder / f"{row}.jsonl")
+        if self.candidates is not None:
+            self.candidates.write_strategy(next(iter(self.candidates.texts)), folder / "candidates.jsonl")
+        write_rows(folder, self.rows)
+        made = len((self.candidates or next(iter(self.samples.values()))).first)
+        report.write_json(folder / "timing.json", {"seconds": self.seconds, "samples": made})
+
+
+def result_folder(run_dir: Path, mode: str, step: int) -> Path:
+    """Where a mode writes what it finds of a run."""
+    return run_dir / "evaluation" / f"{RESULTS[mode]}_step_{step:08d}"
+
+
+def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
+    """Writes scores.json for scripts and table.md for people; returns the table."""
+    report.write_json(folder / "scores.json", rows)
+    table = report.table(rows, human=HUMAN)
+    write_text(folder / "table.md", table)
+    return table
+
+
+def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[str] | None = None) -> Evaluation:
+    """Samples `num_samples` texts and scores them by every strategy; `sources` are those of the suite's references."""
+    count, each, candidates = system.options.run.num_samples, system.options.run.mbr_candidates, None
+    available = len(suite.reference_texts)
+    started = time.monotonic()
+    if sources is None:
+        if count > available:
+            note(
+                f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} "
+                f"with {available:,}; the other metrics use all {count:,}"
+            )
+        samples = sample(system, count, seed)
+        made = dict.fromkeys(samples.texts, samples)
+    else:
+        if count > available:
+            note(f"{count:,} samples asked but there are {available:,} sources: {available:,} are made, one for each")
+            count = available
+        candidates = sample_candidates(system, sources[:count], seed, each)
+        made = chosen(candidates, each)
+    seconds = time.monotonic() - started
+    with main_first():  # the others read it from the store
+        rows = {HUMAN: suite.human_row(count)}
+    evaluation = Evaluation(made, rows, seconds, candidates if each > 1 else None)
+
+    def score(texts: list[str]) -> Scores:
+        row = suite.score(texts)
+        if candidates is not None:
+            add_pair_scores(row, texts, suite.reference_texts[:count], candidate_sets(candidates, each))
+        return row
+
+    written = evaluation.texts
+    rows.update(zip(written, shared_out(list(written.values()), score), strict=True))
+    return evaluation
+
+
+def scalars(rows: dict[str, Scores]) -> dict[str, float]:
+    """Scores as flat names such as `beam/mauve`, for trackers."""
+    return {f"{row}/{name}": value for row, scores in rows.items() for name, value in scores.items()}
+
+
+@dataclass
+class TrainingEvaluator:
+    """What the trainer calls after a checkpoint: scores the given weights against the validation split."""
+
+    system: System
+    run_dir: Path
+    suite: MetricSuite | None = None
+    sources: list[str] | None = None
+
+    def __call__(self, step: int, denoiser: nn.Module) -> tuple[dict[str, float], dict[str, list[str]]]:
+        """The scores and the texts of each strategy."""
+        if self.suite is None:
+            self.suite = self.system.suite(self.system.corpus.valid, VALID_SEED)
+            self.sources = self.system.sources(self.system.corpus.valid, VALID_SEED)
+        trained = self.system.denoiser
+        self.system.denoiser = denoiser
+        try:
+            evaluation = evaluate(self.system, self.suite, VALID_SEED, self.sources)
+        finally:
+            self.system.denoiser = trained
+        evaluation.write(self.run_dir / "evaluation" / f"step_{step:08d}")
+        note("\n" + report.table(evaluation.rows, human=HUMAN))
+        return scalars(evaluation.rows), evaluation.texts
+
+
+def evaluate_split(system: System, split: Split, seeds: tuple[int, ...], folder: Path) -> dict[str, Scores]:
+    """One evaluation for each seed, in a folder of its own; then mean and spread over the seeds in `folder`."""
+    by_row: dict[str, list[Scores]] = {}
+    for seed in seeds:
+        evaluation = evaluate(system, system.suite(split, seed), seed, system.sources(split, seed))
+        evaluation.write(folder / f"seed_{seed}")
+        for name, scores in evaluation.rows.items():
+            by_row.setdefault(name, []).append(scores)
+    rows = {name: report.aggregate(scores) for name, scores in by_row.items()}
+    if is_main():
+        print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
+    return rows

@@ -1,0 +1,1 @@
+"""What training of codecs and scorers shares."""

@@ -1,0 +1,1 @@
+"""Weights and settings that others published, as those of this project."""

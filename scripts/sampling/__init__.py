@@ -1,0 +1,1 @@
+"""Texts from a built system, and the files that keep them."""
