@@ -41,7 +41,8 @@ class OptimOptions:
 
     def __post_init__(self):
         check_choices(self)
-        if self.optimizer.lower() not in OPTIMIZERS:
+        self.optimizer = self.optimizer.lower()
+        if self.optimizer not in OPTIMIZERS:
             raise DiffusionError(f"--optimizer {self.optimizer!r} is not one of: {', '.join(OPTIMIZERS)}")
         for flag in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, flag) < math.inf:
@@ -66,7 +67,7 @@ def make_optimizer(model: nn.Module, options: OptimOptions) -> torch.optim.Optim
     ]
     groups = [group for group in groups if group["params"]]
     # One kernel over all parameters rather than several for each: the arithmetic of a step is its memory traffic.
-    make = {"adamw": partial(torch.optim.AdamW, fused=True), "lion": Lion}[options.optimizer.lower()]
+    make = {"adamw": partial(torch.optim.AdamW, fused=True), "lion": Lion}[options.optimizer]
     return make(groups, lr=options.learning_rate, betas=(options.adam_beta1, options.adam_beta2))
 
 

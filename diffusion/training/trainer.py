@@ -147,7 +147,7 @@ class Trainer:
         """Continues exactly after the checkpoint at `path`: weights, optimizer, rate, data order and randomness."""
         (model, ema, optimizer, random), state = checkpoint.load(path, *checkpoint.GROUPS)
         asked, had = type(self.optimizer.optimizer).__name__.lower(), state["optimizer"].lower()
-        if asked != had:
+        if optimizer and asked != had:  # before the first step there is nothing of it to go on with
             raise DiffusionError(f"--optimizer {asked}: {path} was trained by {had}; go on with that")
         if state["processes"] != self.accelerator.num_processes:
             raise DiffusionError(

@@ -164,7 +164,7 @@ def _memory(options: Options, parameters: int, frozen: int, training: bool) -> s
 
 def _moments(options: Options) -> int:
     """Numbers that the optimizer keeps for each weight."""
-    return 1 if options.optim.optimizer.lower() == "lion" else 2
+    return 1 if options.optim.optimizer == "lion" else 2
 
 
 def _disk(inputs: Inputs, codec: Codec | None, parameters: int, findings: Findings) -> None:

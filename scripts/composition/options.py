@@ -179,12 +179,12 @@ MODEL_GROUPS = (  # they say what the model is
     "method", "data", "codec", "tokens", "gaussian", "survival", "d3pm", "masked", "score_entropy", "interpolating",
     "spindle", "denoiser",
 )  # fmt: skip
-# They say what is optimised, on which texts and how, so that a run goes on as it began; the trainer sees to the
-# optimizer itself. Open are the number of steps and the peak rate: longer, or slower where it became unstable.
+# They say what is optimised, on which texts and how, so that a run goes on as it began. Open are the number of steps
+# and the peak rate: longer, or slower where it became unstable.
 TRAINED_WITH = (
     "train_batch_size", "gradient_accumulation_steps", "T_schedule", "polynomial_T_power", "T_direction",
     "time_sampling", "self_condition_prob", "class_unconditional_prob", "random_seed", "lr_schedule",
-    "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "ema_decay",
+    "lr_warmup_steps", "optimizer", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "ema_decay",
     "ema_update_every",
 )  # fmt: skip
 # Where things lie may differ from machine to machine, and what writes x0 as text has no part in making it.

@@ -256,10 +256,13 @@ def test_a_finished_run_resumed_does_nothing(tmp_path):
 
 @pytest.mark.parametrize(("first", "then"), [("adamw", "lion"), ("lion", "adamw")])
 def test_the_state_of_another_optimizer_is_refused_in_one_line(tmp_path, first, then):
-    make(tmp_path, num_train_steps=4, optimizer=first).train()
+    trainer = make(tmp_path, num_train_steps=4, optimizer=first)
+    trainer.save()
+    trainer.train()
     with pytest.raises(DiffusionError, match="--optimizer") as refusal:
         make(tmp_path, num_train_steps=8, optimizer=then).resume(checkpoint.find_checkpoint(tmp_path))
     assert "\n" not in str(refusal.value)
+    make(tmp_path, num_train_steps=8, optimizer=then).resume(checkpoint.find_checkpoint(tmp_path, 0))  # which has none
 
 
 # Several processes

@@ -315,7 +315,9 @@ def test_a_run_is_not_resumed_to_an_earlier_step(plain, complaint, tmp_path):
     assert (run_dir / "args.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("given", ["T_schedule linear", "lr_schedule constant", "train_batch_size 8", "random_seed 1"])
+@pytest.mark.parametrize(
+    "given", ["T_schedule linear", "lr_schedule constant", "train_batch_size 8", "random_seed 1", "optimizer lion"]
+)
 def test_a_run_goes_on_as_it_began(plain, complaint, tmp_path, given):
     run_dir = copied(plain[0], tmp_path)
     before = (run_dir / "args.json").read_bytes()
@@ -328,7 +330,8 @@ def test_a_run_goes_on_as_it_began(plain, complaint, tmp_path, given):
 def test_what_decides_an_optimisation_is_open_before_its_first_step(plain, call, tmp_path):
     run_dir = copied(plain[0], tmp_path)
     same = "--T_schedule normal --optimizer AdamW --lr_schedule cosine"
-    for line in (same, "--learning_rate 1e-3 --num_train_steps 6", "--milestone 0 --T_schedule linear"):
+    from_the_start = "--milestone 0 --T_schedule linear --optimizer Lion"
+    for line in (same, "--learning_rate 1e-3 --num_train_steps 6", from_the_start):
         outcome = call(main, f"--dry_run --resume_training --resume_dir {run_dir} {line}")
         assert outcome.status == 0, outcome.err
 
