@@ -159,9 +159,8 @@ def _sample_batch(
 
 
 def _ended(system: System, ids: list[int]) -> list[int]:
-    """The ids up to the first end of text, where the model writes it."""
-    eos_id = system.space.codec.eos_id
-    return ids[: ids.index(eos_id) + 1] if system.writes_length and eos_id in ids else ids
+    """The ids up to the end of text, where the model writes it."""
+    return ids[: system.space.codec.end_of(ids) + 1] if system.writes_length else ids
 
 
 def _loses(system: System, ids: list[int], length: int, pieces: Sequence[Piece]) -> bool:

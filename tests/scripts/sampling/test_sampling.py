@@ -75,6 +75,16 @@ def test_words_behind_the_end_that_a_model_writes_are_told_of(small_run, altered
     assert "warning" not in call(sample_script.main, f"--resume_dir {ends} --num_samples 3 --prefix '{PREFIX}'").err
 
 
+@pytest.mark.parametrize(("tokenizer", "kept"), [("bart-demo", 1), ("gpt2-demo", 2)])
+def test_ids_end_where_the_text_does(small_run, altered, loaded, tokenizer, kept):
+    """GPT-2 begins texts with the token that ends them, so that one at the first place is no end."""
+    run_dir = small_run("mdlm", f"--lengths modelled --tokenizer {tokenizer}")
+    eos = loaded(run_dir).space.codec.eos_id
+    ends = altered(run_dir, lambda weight, bias: bias.index_fill_(0, torch.tensor([eos]), 99.0))
+    found = sample(loaded(ends), 2, 42)
+    assert found.ids == [[eos] * kept] * 2 and found.first == ["", ""]
+
+
 def test_given_latents_are_held(small_run, call, loaded, monkeypatch):
     run_dir = small_run("latent")
     line = f"--resume_dir {run_dir} --num_samples 3 --prefix '{PREFIX}' --suffix '{SUFFIX}' --clamp {PIECE}"
