@@ -42,7 +42,7 @@ from scripts.composition.options import parse
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
 from scripts.pretraining.autoencoder_loss import Corruption, CorruptionOptions, losses
-from scripts.pretraining.model_training import train, write_card
+from scripts.pretraining.model_training import new_folder, train, write_card
 
 HELD_OUT = 500  # validation texts that the codec is judged on
 
@@ -179,21 +179,17 @@ def fitted(
     return AutoencoderCodec(encoder, model), log
 
 
-def new_folder(options: AutoencoderOptions) -> Path:
-    """The folder of the new codec; UsageError where it is there already or cannot be made."""
-    check_writable("output_dir", options.output_dir)
+def codec_name(options: AutoencoderOptions) -> str:
+    """What the new codec is called, unless --name says it: the encoder and how many latents a text has."""
     kind = f"n{options.latents}" if options.latents else "tokens"
-    folder = Path(options.output_dir) / (options.name or f"{Path(options.encoder).name}-{kind}")
-    if folder.exists():
-        raise UsageError(f"{folder}: is there already; choose another --name, or remove it")
-    return folder
+    return options.name or f"{Path(options.encoder).name}-{kind}"
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     data, options, corruption = parse([DataOptions, AutoencoderOptions, CorruptionOptions], argv, __doc__)
     check_writable("save_dir", options.save_dir)
-    folder, corpus = new_folder(options), load_corpus(data)
+    folder, corpus = new_folder(options.output_dir, codec_name(options)), load_corpus(data)
     if len(corpus.train) < 2:
         raise UsageError(f"the train split of {corpus.name!r} has one text; expected at least 2 to train on")
     encoder = FrozenEncoder.load(find_model(options.encoder), options.max_length, device())

@@ -54,7 +54,7 @@ from scripts.evaluation.interface import (
 from scripts.job.command_line import given_flags
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
-from scripts.pretraining.model_training import masked, train, write_card
+from scripts.pretraining.model_training import masked, new_folder, train, write_card
 
 HELD_OUT = 500  # validation texts that the decoder is judged on, before and after
 
@@ -162,14 +162,9 @@ def run_options(data: DataOptions, codec: CodecOptions, options: TrainDecoderOpt
     return chosen
 
 
-def new_folder(codec: CodecOptions, options: TrainDecoderOptions) -> Path:
-    """The folder of the new decoder; UsageError where it is there already or cannot be made."""
-    check_writable("output_dir", options.output_dir)
-    name = options.name or ("noised" if options.resume_dir is None else "adapted")
-    folder = Path(options.output_dir) / f"{Path(codec.enc_dec_model).name}-{name}"
-    if folder.exists():
-        raise UsageError(f"{folder}: is there already; choose another --name, or remove it")
-    return folder
+def decoder_name(codec: CodecOptions, options: TrainDecoderOptions) -> str:
+    """What the new decoder is called: after the codec beside which it lies."""
+    return f"{Path(codec.enc_dec_model).name}-{options.name or ('noised' if options.resume_dir is None else 'adapted')}"
 
 
 def check_kind(codec: CodecOptions) -> None:
@@ -191,14 +186,16 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"--{min(alone)}: is about the run of --resume_dir; give that too, or leave it out")
         check_writable("save_dir", options.save_dir)
         check_kind(codec_options)
-        folder, corpus = new_folder(codec_options, options), load_corpus(data)
+        folder = new_folder(options.output_dir, decoder_name(codec_options, options))
+        corpus = load_corpus(data)
         space = LatentSpace.fit(codec_options, corpus, Path(options.save_dir), device())
         splits = [space.data(corpus, name, None) for name in ("train", "valid")]
         read, origin = [kinds["noised"]], "noised latents"
     else:
         chosen = run_options(data, codec_options, options, given)
         check_kind(chosen.codec)
-        codec_options, folder = chosen.codec, new_folder(chosen.codec, options)
+        codec_options = chosen.codec
+        folder = new_folder(options.output_dir, decoder_name(codec_options, options))
         system, step = load_system(chosen)
         corpus, space = system.corpus, system.space
         splits = [system.data(name) for name in ("train", "valid")]

@@ -1,4 +1,4 @@
-"""What pretraining and further training of small models share: the loop, dropped tokens and the card of the result.
+"""What pretraining and further training of small models share: the loop, dropped tokens, folder and card of the result.
 
 B batch, L positions.
 """
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from diffusion.training.files import write_text
 from diffusion.training.optim import OptimOptions, learning_rate_factor, make_optimizer
 from diffusion.training.progress import progress_bar
+from scripts.composition.checks import check_writable
+from scripts.job.errors import UsageError
 
 Item = TypeVar("Item")
 
@@ -58,6 +60,15 @@ def masked(
     """ids [B, L] with a share of them (one number, or [B, 1]) replaced by `mask_id`, but for those `kept`."""
     chosen = torch.rand(ids.shape, generator=generator).to(ids.device) < share
     return ids.masked_fill(chosen & ~torch.isin(ids, torch.tensor(sorted(kept), device=ids.device)), mask_id)
+
+
+def new_folder(output_dir: str, name: str) -> Path:
+    """The folder of a new model; UsageError where it is there already or cannot be made."""
+    check_writable("output_dir", output_dir)
+    folder = Path(output_dir) / name
+    if folder.exists():
+        raise UsageError(f"{folder}: is there already; choose another --name, or remove it")
+    return folder
 
 
 def write_card(
