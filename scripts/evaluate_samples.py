@@ -17,8 +17,8 @@ from scripts.composition.build import EXTRA_METRICS, device, load_metric_models,
 from scripts.composition.checks import check_writable
 from scripts.composition.options import parse
 from scripts.evaluation.evaluation import HUMAN, VALID_SEED, write_rows
-from scripts.job.errors import UsageError, run
-from scripts.sampling.samples_file import FORMATS, read_texts
+from scripts.job.errors import run
+from scripts.sampling.samples_file import check_format, read_texts
 
 
 @dataclass
@@ -33,8 +33,7 @@ class ScoringOptions:
     )
 
     def __post_init__(self):
-        if self.samples is None or Path(self.samples).suffix not in FORMATS:
-            raise UsageError(f"--samples {self.samples}: expected a file that ends in {', '.join(FORMATS)}")
+        check_format(self.samples)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from scripts.composition.dry_run import dry_run
 from scripts.composition.flag_checks import OF_SAMPLES
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
 from scripts.job.errors import UsageError, run
-from scripts.sampling.samples_file import FINGERPRINT, read_samples
+from scripts.sampling.samples_file import FINGERPRINT, check_format, numbered_samples
 
 EARLY = 0.01  # the time at which the network is asked: nearly finished texts
 
@@ -46,7 +46,7 @@ class CorrectionOptions:
 
     _argument_group_name: ClassVar[str] = "correction"
 
-    samples: str | None = field(default=None, metadata={"help": "texts to correct: .jsonl with `text`, or .txt"})
+    samples: str | None = field(default=None, metadata={"help": "what to correct: .jsonl or .csv with `text`, or .txt"})
     output_file: str | None = field(default=None, metadata={"help": "JSON lines of corrected texts go there"})
     correction_temperature: float = field(default=0.1, metadata={"help": "below 1: only likely tokens are put in"})
     tokens_per_step: int = field(default=1, metadata={"help": "tokens replaced at a time"})
@@ -54,8 +54,7 @@ class CorrectionOptions:
     patience: int = field(default=32, metadata={"help": "steps without progress before a text is left as it is"})
 
     def __post_init__(self):
-        if self.samples is None or Path(self.samples).suffix not in (".jsonl", ".txt"):
-            raise UsageError(f"--samples {self.samples}: expected a file that ends in .jsonl or .txt")
+        check_format(self.samples)
         if self.output_file is None:
             raise UsageError("expected --output_file, where corrected texts go")
         if not 0 < self.correction_temperature < math.inf:
@@ -100,10 +99,10 @@ def ids_of(system: System, row: dict[str, Any]) -> list[int]:
     return ids
 
 
-def all_ids(system: System, rows: list[dict[str, Any]], path: Path) -> list[list[int]]:
+def all_ids(system: System, samples: list[tuple[int, dict[str, Any]]], path: Path) -> list[list[int]]:
     """`ids_of` every sample, an error naming file and line."""
     ids = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in samples:
         try:
             ids.append(ids_of(system, row))
         except (UsageError, ModelError) as error:
@@ -182,15 +181,16 @@ def main() -> None:
     path, target = Path(correction.samples), Path(correction.output_file)
     check_writable("output_file", target.parent)
     check_run(options)
-    rows = read_samples(path)
+    samples = numbered_samples(path)
     if options.run.dry_run:
         return dry_run(options, [])
     system, _ = load_system(options)
-    results = correct(system, all_ids(system, rows, path), correction, options.training.random_seed)
+    results = correct(system, all_ids(system, samples, path), correction, options.training.random_seed)
+    before = [row["text"] for _, row in samples]
     with replacing(target) as beside, beside.open("w", encoding="utf-8") as file:
-        for row, result in zip(rows, results, strict=True):
-            file.write(json.dumps({"before": row["text"], **result}, ensure_ascii=False) + "\n")
-    report = report_of([row["text"] for row in rows], results)
+        for text, result in zip(before, results, strict=True):
+            file.write(json.dumps({"before": text, **result}, ensure_ascii=False) + "\n")
+    report = report_of(before, results)
     write_json(target.with_suffix(".report.json"), report | {"options": asdict(correction)})
     print(f"{target}: {report['changed']} of {report['texts']} texts changed, {report['num_changes']:.2f} tokens each")
     print(f"share of tokens that are the model's first choice: {report['init_acc']:.3f} -> {report['final_acc']:.3f}")

@@ -20,7 +20,7 @@ from scripts.composition.options import Options, read_args
 from scripts.evaluation.evaluation import HUMAN
 from scripts.evaluation.run_folder import parameters, scores, seconds_per_sample
 from scripts.job.errors import UsageError
-from scripts.sampling.samples_file import read_samples
+from scripts.sampling.samples_file import read_texts
 
 SEED = "random_seed"
 SPLITS = {"test_": "test", "valid_": "validation", "": "validation"}  # of folders of scores, the best first
@@ -257,6 +257,6 @@ def _read_texts(run: Run, evaluation: Evaluation) -> Iterator[tuple[str, list[st
         folder = folder / f"seed_{min(evaluation.by_seed)}"
     for name in evaluation.strategies:
         try:
-            yield name, [row["text"] for row in read_samples(folder / f"{name}.jsonl")]
+            yield name, read_texts(folder / f"{name}.jsonl")
         except UsageError as error:
             run.problems.append(str(error))

@@ -14,7 +14,7 @@ from latent_models.strict_json import parse
 from scripts.job.errors import UsageError
 from scripts.job.reading import read_lines
 
-FORMATS = (".jsonl", ".csv", ".txt")  # of files that people give
+FORMATS = (".jsonl", ".csv", ".txt")
 FINGERPRINT = 16  # letters of a tokenizer's fingerprint in a samples file
 
 
@@ -57,23 +57,34 @@ class Samples:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def check_format(path: str | None) -> None:
+    """Raises UsageError for a name that is not one of a samples file."""
+    if path is None or Path(path).suffix not in FORMATS:
+        raise UsageError(f"--samples {path}: expected a file that ends in {', '.join(FORMATS)}")
+
+
 def read_texts(path: Path) -> list[str]:
-    """The texts of a samples file, empty ones too; as `read_samples`."""
+    """The texts of a samples file, empty ones too; as `numbered_samples`."""
     return [row["text"] for row in read_samples(path)]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a samples file: .jsonl or .csv with `text`, or .txt, of which a line is a text and a row just `text`.
+    """The rows of a samples file; as `numbered_samples`."""
+    return [row for _, row in numbered_samples(path)]
+
+
+def numbered_samples(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line and row of every sample: .jsonl or .csv with `text`, or .txt, of which a line is a text and a row just `text`.
 
     Raises UsageError or CorpusError naming the line.
     """
     lines = read_lines(path, "a file of samples")
     if path.suffix == ".csv":
-        rows = [row for _, row in table(path, ("text",))] if lines else []
+        rows = list(table(path, ("text",))) if lines else []
     elif path.suffix == ".txt":
-        rows = [{"text": line} for line in lines]
+        rows = [(number, {"text": line}) for number, line in enumerate(lines, start=1)]
     else:
-        rows = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+        rows = [(number, _row(path, number, line)) for number, line in enumerate(lines, start=1)]
     if not rows:
         raise UsageError(f"{path}: holds no samples; expected at least one")
     return rows

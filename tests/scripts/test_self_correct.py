@@ -309,7 +309,8 @@ def test_a_character_that_the_run_does_not_know(refusal, small_run, file_of):
         ("{tmp}/none.jsonl", "none.jsonl: cannot be read"),
         ("{tmp}/empty.jsonl", "empty.jsonl: holds no samples"),
         ("{tmp}/list.jsonl", "list.jsonl:1: not a sample"),
-        ("{tmp}/data.csv", "data.csv: expected a file that ends in .jsonl or .txt"),
+        ("{tmp}/data.json", "data.json: expected a file that ends in .jsonl, .csv, .txt"),
+        ("{tmp}/long.csv", "long.csv:4: \\d\\d tokens; expected 1 to 24"),
         ("{tmp}/good.txt --correction_temperature 0", "--correction_temperature 0.0: expected a number above 0"),
         ("{tmp}/good.txt --correction_temperature nan", "--correction_temperature nan: expected a number above 0"),
         ("{tmp}/good.txt --correction_temperature inf", "--correction_temperature inf: expected a number above 0"),
@@ -326,6 +327,7 @@ def test_a_wrong_command_line(refusal, plain, tmp_path, samples, wanted):
     (tmp_path / "good.txt").write_text("A pub.\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "long.csv").write_text('text,label\n"A\npub.",x\n' + "pub " * 30 + ",x\n")
     assert re.search(wanted, refusal(plain, samples.format(tmp=tmp_path)))
 
 
