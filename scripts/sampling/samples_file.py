@@ -74,7 +74,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_samples(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Line and row of every sample: .jsonl or .csv with `text`, or .txt, of which a line is a text and a row just `text`.
+    """Line and row of every sample: .jsonl or .csv with `text`, or .txt, whose lines are texts and give just `text`.
 
     Raises UsageError or CorpusError naming the line.
     """
