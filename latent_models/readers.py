@@ -66,8 +66,9 @@ def read_jsonl(path: Path, label_field: str) -> list[Example]:
 
 
 def read_csv(path: Path, label_field: str) -> list[Example]:
-    """CSV with a header: `text`, optional `label_field` and `source`; raises CorpusError."""
-    return _non_empty(path, _examples(path, table(path, ("text",)), label_field))
+    """CSV with a header: `text`, optional `label_field` and `source`, of which an empty one is none; CorpusError."""
+    rows = ((n, {k: v for k, v in row.items() if v or k in TEXT_NAMES}) for n, row in table(path, ("text",)))
+    return _non_empty(path, _examples(path, rows, label_field))
 
 
 def read_e2e_text(path: Path, label_field: str) -> list[Example]:

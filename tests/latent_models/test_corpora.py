@@ -285,6 +285,11 @@ def test_jsonl_pairs_and_other_label_field(tmp_path):
     assert load_own(tmp_path, "jsonl", content, "topic") == Split(["p"], ["x"], ["q"])
 
 
+def test_an_empty_column_of_a_csv_is_none(tmp_path):
+    """As --gen_data writes labels that there are not."""
+    assert load_own(tmp_path, "csv", "text,label\na,\nb,\n", "label") == Split(["a", "b"], [None, None], [None, None])
+
+
 def test_own_folder_may_be_laid_out_as_e2e_or_roc(tmp_path):
     write(tmp_path / "own", {f"src1_{split}.txt": E2E_LINE for split in ("train", "valid", "test")})
     assert load(tmp_path, label_field="area").train.labels == ["riverside"]
@@ -343,7 +348,7 @@ def test_missing_and_doubled_splits_are_refused(tmp_path):
         ("csv", "text,label\na,b\nc\n", "train.csv:3: 1 fields; expected 2"),
         ("csv", 'text,label\n"a\nb\nc",d\ne,f,g\n', "train.csv:5: 3 fields; expected 2"),
         ("csv", "text,label\na,b\n,b\n", "train.csv:3: empty 'text'"),
-        ("csv", "text,label\na,b\nc,\n", "train.csv:3: empty 'label'"),
+        ("csv", "text,label\na,b\nc,\n", "train.csv:3: no 'label' here, unlike line 2"),
         ("csv", "text,label\na,b\n\nc,d\n", "train.csv:3: blank row"),
         ("csv", 'text\na\n"b\nc\n', "train.csv:4: not CSV (unexpected end of data)"),
         ("csv", 'text\n"a"b\n', "train.csv:2: not CSV"),
