@@ -46,7 +46,7 @@ class Process(Protocol):
         """x_s ~ p(x_s | x_t) given the estimate `denoised` made, for s < t; s = 0 gives data."""
 
     def loss(self, output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """Training loss [B, L] per position, padding included: reduce it with `mean_over_valid`."""
+        """Training loss [B, L] per position, padding included, which `Objective` reduces."""
 
 
 # (xt, t [B]) or (xt, t, at: Positions) -> what `denoised` makes of the network's output, everywhere or there
@@ -67,22 +67,18 @@ class TokenProcess(Process, Protocol):
         """
 
 
+def sum_over_valid(loss: Tensor, valid: Tensor) -> Tensor:
+    """Sum [B] of loss [B, L] over each sample's valid [B, L] positions."""
+    # `where`, not a product: 0 * nan would let a padding position spoil its sample.
+    return torch.where(valid, loss, 0.0).sum(dim=1)
+
+
 def mean_over_valid(loss: Tensor, valid: Tensor) -> Tensor:
     """Mean [B] of loss [B, L] over each sample's valid [B, L] positions; a sample without any gets 0.
 
     The mean of the result over the batch weighs samples, not positions: lengths 5 and 64 count the same.
     """
-    # `where`, not a product: 0 * nan would let a padding position spoil its sample.
-    return torch.where(valid, loss, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
-
-
-def sum_over_mean_length(loss: Tensor, valid: Tensor) -> Tensor:
-    """Sum [B] of loss [B, L] over valid [B, L] positions, divided by their mean number in the batch.
-
-    The mean of the result over the batch weighs positions alike: it is the loss per token.
-    """
-    count = valid.sum()
-    return torch.where(valid, loss, 0.0).sum(dim=1) * len(valid) / count.clamp(min=1)
+    return sum_over_valid(loss, valid) / valid.sum(dim=1).clamp(min=1)
 
 
 def check_choices(options: Any) -> None:

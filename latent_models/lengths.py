@@ -78,6 +78,11 @@ class LengthModel:
         """The longest length that `nll` knows."""
         return len(self.counts) - 1
 
+    @property
+    def mean(self) -> float:
+        """The mean length of the training texts."""
+        return (self.counts.double() @ torch.arange(len(self.counts)).double() / self.counts.sum()).item()
+
     def up_to(self, limit: int) -> LengthModel:
         """The same, where texts of up to `limit` positions occur: `nll` knows these, sampling is as before."""
         return LengthModel(pad(self.counts, (0, max(0, limit - self.max_length))))

@@ -50,12 +50,11 @@ def band_losses(system: System, count: int) -> list[float]:
         data.batch(group.numpy()).each(lambda part: part.to(device))
         for group in order.split(system.options.training.eval_batch_size)
     ]
-    masses = [objective.mass(batch) for batch in batches]
     losses = []
     for steps in progress_bar(bands_of(system.process.timesteps, count), "noise levels"):
         generator = torch.Generator(device).manual_seed(SEED + steps.start)
-        found = [objective(system.denoiser, batch, steps, generator).mean().item() for batch in batches]
-        losses.append(sum(loss * mass for loss, mass in zip(found, masses, strict=True)) / sum(masses))
+        found = [objective(system.denoiser, batch, steps, generator) for batch in batches]
+        losses.append(torch.cat(found).mean().item())
     return losses
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.positions import Positions
-from diffusion.process import Process, mean_over_valid, sum_over_mean_length
+from diffusion.process import Process, mean_over_valid, sum_over_valid
 from diffusion.randomness import Randomness, stratified, uniform
 
 
@@ -44,18 +44,15 @@ class Batch:
 class Objective:
     """Loss per sample of a denoiser on a batch, at times drawn from some of the steps of the process.
 
-    `stratified_times` spreads the times of a batch evenly; `token_mean` weighs positions alike rather than samples.
+    `stratified_times` spreads the times of a batch evenly. A sample's loss is the mean over its positions; with
+    `mean_length`, the mean number of positions to be made of a training text, it is their sum divided by that.
     """
 
     process: Process
     self_condition_prob: float = 0.0
     class_unconditional_prob: float = 0.0
     stratified_times: bool = False
-    token_mean: bool = False
-
-    def mass(self, batch: Batch) -> int:
-        """What the mean loss of a batch is divided by: its positions to be made, or its samples."""
-        return int(batch.free.sum()) if self.token_mean else len(batch.x0)
+    mean_length: float | None = None
 
     def __call__(
         self,
@@ -91,8 +88,10 @@ class Objective:
         else:
             at = Positions.where(batch.free & (xt == self.process.loss_reads))
             loss = at.spread(self.process.loss(predict(at=at), at.of(batch.x0), at.of(xt), at.times(t)))
-        reduce = sum_over_mean_length if self.token_mean else mean_over_valid
-        return reduce(loss, batch.free)
+        if self.mean_length is None:
+            return mean_over_valid(loss, batch.free)
+        # A constant: divided by the length of its own batch, a token of a batch of short texts would weigh more.
+        return sum_over_valid(loss, batch.free) / self.mean_length
 
     @torch.no_grad()
     def _previous_estimate(self, denoiser, xt, t, valid, label, host) -> Tensor | None:

@@ -29,17 +29,14 @@ class Share:
     weight: float = 1.0
 
     @classmethod
-    def of(cls, batch: Batch, mass: Callable[[Batch], float], rank: int, count: int) -> Share:
-        """Every count-th row; where there is none left, the last one at weight 0: every process takes part in a step.
-
-        `mass` is what the mean loss of a batch is divided by.
-        """
+    def of(cls, batch: Batch, rank: int, count: int) -> Share:
+        """Every count-th row; where none is left, the last one at weight 0, as every process takes part in a step."""
         if count == 1:
             return cls(batch)
         B = len(batch.x0)
         rows = slice(rank, None, count) if rank < B else slice(B - 1, B)
         own = batch.each(lambda part: part[rows].contiguous())
-        weight = count * mass(own) / max(1, mass(batch)) if rank < B else 0.0
+        weight = count * len(own.x0) / B if rank < B else 0.0
         return cls(own, rows, B, weight)
 
     def each(self, move: Callable[[Tensor], Tensor]) -> Share:

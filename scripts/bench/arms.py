@@ -141,9 +141,6 @@ class EncodedEveryTime:
     def process(self) -> Process:
         return self.objective.process
 
-    def mass(self, batch: Batch) -> int:
-        return self.objective.mass(batch)
-
     def __call__(self, denoiser: nn.Module, batch: Batch, *times_and_noise) -> Tensor:
         with self.stage("encode"):
             states = self.texts.states(batch.x0, batch.valid)

@@ -89,7 +89,7 @@ class System:
             training.self_condition_prob if denoiser.self_condition else 0.0,
             training.class_unconditional_prob if denoiser.class_conditional else 0.0,
             stratified_times=stratified,
-            token_mean=on_tokens,
+            mean_length=self.space.lengths.mean if on_tokens else None,
         )
 
     def data(self, name: str):

@@ -3,6 +3,7 @@
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from diffusion.masked import EARLIEST, MaskedProcess
 from diffusion.randomness import SampleGenerators
 from diffusion.schedules import training_steps
 from diffusion.survival import loglinear
+from diffusion.training.batches import EpochBatches
 from diffusion.training.objective import Batch, Objective
 
 T, L, D = 1000, 6, 8
@@ -145,20 +147,20 @@ class Tokens(nn.Module):
         return output if at is None else at.of(output)
 
 
-@pytest.mark.parametrize("token_mean", [False, True])
-def test_clamped_positions_show_x0_and_have_no_loss_under_any_process(ideal, method, token_mean):
+@pytest.mark.parametrize("mean_length", [None, 3.5])
+def test_clamped_positions_show_x0_and_have_no_loss_under_any_process(ideal, method, mean_length):
     process, lengths, place = ideal(method).process, torch.arange(40) % L + 1, torch.arange(L)
     x0 = torch.randint(3, (40, L), generator=generator())
     batch = Batch(x0, place < lengths[:, None], clamped=(place < 2).expand(40, L))
     assert torch.equal(batch.free, (place >= 2) & (place < lengths[:, None]))
-    denoiser, objective = Tokens(process.vocab_size), Objective(process, stratified_times=True, token_mean=token_mean)
+    denoiser, objective = Tokens(process.vocab_size), Objective(process, stratified_times=True, mean_length=mean_length)
     loss = objective(denoiser, batch, range(process.timesteps), generator())
     (call,) = denoiser.calls
     assert torch.equal(call["xt"][:, :2], x0[:, :2]) and torch.equal(call["valid"], batch.valid)
     assert method == "ar" or (call["xt"] != x0)[batch.free].any()
     each = torch.where(batch.free, process.loss(call["output"], x0, call["xt"], call["t"]), 0.0)
     counts = batch.free.sum(1)
-    expected = each.sum(1) / (counts.double().mean() if token_mean else counts.clamp(min=1))
+    expected = each.sum(1) / (mean_length or counts.clamp(min=1))
     torch.testing.assert_close(loss, expected, check_dtype=False)
     assert (loss[counts == 0] == 0).all() and loss.sum() > 0
     loss.sum().backward()
@@ -166,18 +168,31 @@ def test_clamped_positions_show_x0_and_have_no_loss_under_any_process(ideal, met
     assert (gradient[~batch.free] == 0).all() and (gradient[batch.free] > 0).any() and gradient.isfinite().all()
 
 
-def test_the_mean_over_tokens_weighs_positions_alike():
-    process, lengths = AutoregressiveProcess(5), torch.tensor([5, 60])
-    batch = Batch(torch.zeros(2, 60).long(), torch.arange(60) < lengths[:, None])
-    denoiser = Tokens(5)
-    by_token, by_sample = (
-        Objective(process, token_mean=token_mean)(denoiser, batch, range(1), generator())
-        for token_mean in (True, False)
+class Nats(nn.Module):
+    """Finds every token 0 of two at a cost of 1 nat in texts of 10 tokens, of 3 nats in longer ones."""
+
+    def forward(self, xt, t, valid, x0_prev=None, label=None):
+        right = torch.where(valid.sum(1) == 10, -1.0, -3.0)[:, None].expand(xt.shape)
+        return torch.stack([right, (-right.exp()).log1p()], dim=-1)
+
+
+def test_an_epoch_weighs_tokens_alike_though_its_batches_hold_texts_of_similar_length():
+    lengths = np.repeat([10, 50], 64)
+    x0, valid = torch.zeros(128, 50).long(), torch.arange(50) < torch.from_numpy(lengths)[:, None]
+    by_token, by_text = (
+        torch.stack(
+            [
+                Objective(AutoregressiveProcess(2), mean_length=mean_length)(
+                    Nats(), Batch(x0[chosen], valid[chosen]), range(1), generator()
+                ).mean()
+                for chosen in EpochBatches(lengths, 8, seed=0).of_epoch(0)
+            ]
+        )
+        for mean_length in (30, None)
     )
-    nats = [process.loss(call["output"], batch.x0, None, None)[batch.valid] for call in denoiser.calls]
-    assert by_token.shape == (2,) and by_token.mean().item() == pytest.approx(nats[0].mean().item(), rel=1e-6)
-    expected = (nats[1][:5].mean() + nats[1][5:].mean()) / 2
-    assert by_sample.mean().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert by_token.mean().item() == pytest.approx((10 * 1 + 50 * 3) / 60, rel=1e-5)
+    assert by_text.mean().item() == pytest.approx(2, rel=1e-5)
+    assert len(by_token.unique()) == 2  # batches are of one length each, or nothing was tried
 
 
 # Every process of tokens

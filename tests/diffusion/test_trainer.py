@@ -271,10 +271,12 @@ def test_the_state_of_another_optimizer_is_refused_in_one_line(tmp_path, first, 
 UNEVEN = {"num_train_steps": 12, "log_every": 2, "save_and_sample_every": 6, "train_batch_size": 29, "dropout": False}
 
 
-def make_uneven(folder: Path, token_mean: bool) -> Trainer:
+def make_uneven(folder: Path, by_token: bool) -> Trainer:
     """Batches of 29 texts and of the one that is left, which two processes cannot share alike."""
     trainer = make(folder, **UNEVEN, gradient_accumulation_steps=2, T_schedule="normal", eval_batch_size=7)
-    trainer.objective = replace(trainer.objective, token_mean=token_mean, stratified_times=token_mean)
+    if by_token:
+        mean_length = trainer.train_data.lengths.mean()
+        trainer.objective = replace(trainer.objective, mean_length=mean_length, stratified_times=True)
     return trainer
 
 
@@ -322,8 +324,8 @@ def train_as_one_of_two_processes(folder: Path) -> None:
     trainer = make(folder / "parts", **options, weights_seed=7)
     trainer.resume(checkpoint.find_checkpoint(folder / "parts"))
     trainer.train()
-    for token_mean in (False, True):
-        make_uneven(folder / f"uneven_{token_mean}", token_mean).train()
+    for by_token in (False, True):
+        make_uneven(folder / f"uneven_{by_token}", by_token).train()
     trainer = make_skipping(folder / "skipping")
     trainer.train()
     assert trainer.health.skipped == 2
@@ -341,16 +343,16 @@ def test_two_processes_stop_at_the_same_step_and_resume_exactly(of_two, tmp_path
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("token_mean", [False, True])
-def test_two_processes_train_as_one_does(of_two, tmp_path, token_mean):
+@pytest.mark.parametrize("by_token", [False, True])
+def test_two_processes_train_as_one_does(of_two, tmp_path, by_token):
     """Every loss, gradient norm and weight but for rounding, whether or not batches can be shared evenly."""
-    trainer = make_uneven(tmp_path, token_mean)
+    trainer = make_uneven(tmp_path, by_token)
     trainer.train()
-    both = list(zip(rows(tmp_path), rows(of_two / f"uneven_{token_mean}"), strict=True))
+    both = list(zip(rows(tmp_path), rows(of_two / f"uneven_{by_token}"), strict=True))
     assert len(both) == 6
     for alone, shared in both:
         assert shared == pytest.approx(alone, rel=2e-5)
-    for one, two in zip(contents(tmp_path)[0][:2], contents(of_two / f"uneven_{token_mean}")[0][:2], strict=True):
+    for one, two in zip(contents(tmp_path)[0][:2], contents(of_two / f"uneven_{by_token}")[0][:2], strict=True):
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
@@ -374,7 +376,7 @@ def break_loss(trainer: Trainer):
     """Of which the gradient remains as it is."""
     objective = trainer.objective
     trainer.objective = lambda *args: objective(*args) + (math.inf if trainer.step == 5 and len(args) == 5 else 0)
-    trainer.objective.process, trainer.objective.mass = objective.process, objective.mass
+    trainer.objective.process, trainer.objective.mean_length = objective.process, objective.mean_length
 
 
 @pytest.mark.parametrize(
@@ -705,6 +707,23 @@ def test_validation_repeats_for_the_same_weights_and_hears_of_better_ones(tmp_pa
     trainer.train()
     trainer.step = 0
     assert trainer._validation()["valid_loss"] < 0.9 * first["valid_loss"]
+
+
+def test_validation_of_a_mean_over_tokens_mixes_lengths(tmp_path):
+    trainer = make(tmp_path)
+    lengths = trainer.valid_data.lengths
+    lengths.sort()
+    seen, batch_of = [], trainer.valid_data.batch
+    trainer.valid_data.batch = lambda indices: (seen.append(lengths[indices]), batch_of(indices))[1]
+    for mean_length in (None, trainer.train_data.lengths.mean()):
+        trainer.objective = replace(trainer.objective, mean_length=mean_length)
+        for turn in range(3):
+            trainer.step = turn * trainer.options.log_every
+            trainer._validation()
+    alike, mixed = (sorted(np.concatenate(seen[i : i + 3])) for i in (0, 3))
+    assert alike == mixed == sorted(lengths)  # all texts, once
+    spread = [np.mean([np.ptp(own) for own in seen[i : i + 3]]) for i in (0, 3)]
+    assert spread[1] > spread[0] + 1
 
 
 # Updates

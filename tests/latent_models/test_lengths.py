@@ -18,6 +18,7 @@ def test_counts_reach_to_the_longest_possible_length():
     fitted = LengthModel.fit(np.array([2, 2, 3]), max_length=5)
     assert fitted.counts.tolist() == [0, 0, 2, 1, 0, 0]
     assert fitted.max_length == 5
+    assert fitted.mean == pytest.approx(7 / 3)
 
 
 @pytest.mark.parametrize("lengths", [[0, 3], [3, 6]])

@@ -104,10 +104,11 @@ def test_the_range_of_times_follows_its_schedule(run_dir, method, rows_of):
 def test_methods_differ_in_nothing_but_what_suits_them(run_dir, method, loaded):
     """Times spread over a batch, a mean over tokens, and the time told to the networks whose best answer needs it."""
     system = loaded(run_dir)
+    mean_length = system.data("train").lengths.mean()
     for sampling, stratified in (("default", True), ("iid", False)):
         training = replace(system.options.training, time_sampling=sampling)
         objective = replace(system, options=replace(system.options, training=training)).objective
-        assert (objective.stratified_times, objective.token_mean) == (stratified, True)
+        assert (objective.stratified_times, objective.mean_length) == (stratified, pytest.approx(mean_length))
     assert system.denoiser.time_input == ("none" if method in ("ar", "mdlm", "diffusion_bert") else "input")
     if method == "diffusion_bert":  # rare words of the training texts are masked first
         counts = system.space.token_counts
@@ -316,6 +317,8 @@ def test_texts_made_from_sources(small_run, pairs, method, call, tmp_path, monke
     flags = f"--data_dir {pairs} --dataset_name pairs --condition_on_source --max_length 40"
     run_dir = small_run(method, flags)
     system = talkative(run_dir)
+    made = system.data("train").batch(range(len(system.corpus.train))).free.sum(1)
+    assert system.objective.mean_length == pytest.approx(made.double().mean().item())
     seen, decode = [], TokenSpace.decode
     monkeypatch.setattr(TokenSpace, "decode", lambda self, *args: seen.append(args[:2]) or decode(self, *args))
     sources = system.corpus.test.sources[:5]
@@ -364,6 +367,7 @@ def test_modelled_lengths_are_trained_with_padding(small_run, loaded):
     batch = system.data("train").batch(range(8))
     assert batch.valid.all() and batch.x0.shape == (8, 24)
     assert (batch.x0 == system.space.codec.pad_id).any()
+    assert system.objective.mean_length == 24
 
 
 # BERT
