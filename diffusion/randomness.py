@@ -7,11 +7,15 @@ model sits on a CPU or a GPU. Nothing here reads or changes torch's global rando
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+IN_THREADS = 2**18  # numbers from which a draw is shared out among threads: fewer take about as long as starting them
 
 
 class SampleGenerators:
@@ -37,19 +41,32 @@ class SampleGenerators:
         chosen.lengths = None if lengths is None else [int(length) for length in lengths]
         return chosen
 
-    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A CPU tensor of `shape` with row i = random(row shape) from generator i; ValueError if the shape misfits."""
+    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], device: Any, dtype: torch.dtype) -> Tensor:
+        """A tensor of `shape` with row i = random(row shape) from generator i; ValueError if the shape misfits.
+
+        Nothing waits for a GPU: the numbers are made on the CPU while it computes, and copied when it comes to them.
+        """
         if len(shape) == 0 or shape[0] != len(self):
             raise ValueError(f"{len(self)} sample generators cannot fill shape {tuple(shape)}: axis 0 must agree")
         by_length = self.lengths is not None and len(shape) > 1
         if by_length and max(self.lengths, default=0) > shape[1]:
             raise ValueError(f"a sample of length {max(self.lengths)} does not fit shape {tuple(shape)}")
-        batch = torch.zeros(tuple(shape), dtype=dtype)
-        for i, generator in enumerate(self.generators):
-            # Exactly the sample's own rows: what torch draws on a CPU depends on how many numbers are asked for.
-            own = batch[i, : self.lengths[i]] if by_length else batch[i]
-            own.copy_(random(own.shape, generator=generator, dtype=dtype))
-        return batch
+        on_gpu = device is not None and torch.device(device).type == "cuda"
+        batch = torch.zeros(tuple(shape), dtype=dtype, pin_memory=on_gpu)
+
+        def fill(rows: range) -> None:
+            for i in rows:
+                # Exactly the sample's own rows: what torch draws on a CPU depends on how many numbers are asked for.
+                own = batch[i, : self.lengths[i]] if by_length else batch[i]
+                random(own.shape, generator=self.generators[i], dtype=dtype, out=own)
+
+        threads = min(torch.get_num_threads(), len(self))
+        if threads < 2 or batch.numel() < IN_THREADS:
+            fill(range(len(self)))
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, (range(first, len(self), threads) for first in range(threads))))
+        return batch.to(device, non_blocking=on_gpu)
 
 
 @dataclass(frozen=True)
@@ -63,9 +80,10 @@ class DrawsAt:
     shape: Sequence[int]
     index: Tensor
 
-    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], device: Any, dtype: torch.dtype) -> Tensor:
         """A tensor of `shape`, which must be [n, 1]."""
-        return _draw(random, self.shape, self.generator, self.index.device, dtype).flatten()[self.index].view(shape)
+        every = _draw(random, self.shape, self.generator, self.index.device, dtype)
+        return every.flatten()[self.index].view(shape).to(device)
 
 
 @dataclass(frozen=True)
@@ -76,9 +94,9 @@ class RowsOf:
     rows: slice
     count: int
 
-    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def draw(self, random: Callable[..., Tensor], shape: Sequence[int], device: Any, dtype: torch.dtype) -> Tensor:
         """A tensor of `shape`, whose axis 0 counts the rows."""
-        return _draw(random, (self.count, *shape[1:]), self.generator, None, dtype)[self.rows]
+        return _draw(random, (self.count, *shape[1:]), self.generator, None, dtype)[self.rows].to(device)
 
 
 Randomness = torch.Generator | SampleGenerators | DrawsAt | RowsOf
@@ -118,7 +136,7 @@ def stratified(count: int, generator: torch.Generator | RowsOf, device: torch.de
 
 def _draw(random: Callable[..., Tensor], shape, generator, device, dtype) -> Tensor:
     if isinstance(generator, SampleGenerators | DrawsAt | RowsOf):
-        return generator.draw(random, shape, dtype).to(device)
+        return generator.draw(random, shape, device, dtype)
     if not isinstance(generator, torch.Generator):  # torch would take None for its global state
         raise TypeError(f"randomness needs a torch.Generator or SampleGenerators, got {type(generator).__name__}")
     return random(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)

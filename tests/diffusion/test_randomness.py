@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from diffusion import randomness
 from diffusion.randomness import SampleGenerators, normal, sample_seeds, stratified, uniform
 
 
@@ -29,6 +30,25 @@ def test_later_draws_continue_each_samples_own_stream():
     assert torch.equal(normal((1, 9, 3), alone)[0], first[1])
     assert torch.equal(normal((1, 9, 3), alone)[0], second[1, :9])
     assert not torch.equal(first[1], second[1, :9])
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 0, 40, 7, 1]])
+@pytest.mark.parametrize(("draw", "of_torch"), [(normal, torch.randn), (uniform, torch.rand)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_however_many_threads_draw_the_numbers_are_each_generators_own(
+    monkeypatch, threads, dtype, draw, of_torch, lengths
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(randomness, "IN_THREADS", 0)
+    seeds = sample_seeds(1, 0, 5)
+    ours, theirs = SampleGenerators(seeds, lengths), [torch.Generator().manual_seed(seed) for seed in seeds]
+    for shape in ((5, 40, 6), (5, 40), (5, 41, 3)):
+        x = draw(shape, ours, "cpu", dtype)
+        for i, (row, generator) in enumerate(zip(x, theirs, strict=True)):
+            own = shape[1] if lengths is None else lengths[i]
+            assert torch.equal(row[:own], of_torch(own, *shape[2:], generator=generator, dtype=dtype))
+            assert (row[own:] == 0).all()
 
 
 def test_without_lengths_rows_are_whole_and_one_axis_is_one_number_per_sample():

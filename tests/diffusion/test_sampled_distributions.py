@@ -105,9 +105,9 @@ class Watched(SampleGenerators):
         super().__init__(seeds)
         self.draws = []
 
-    def draw(self, random, shape, dtype):
+    def draw(self, random, shape, device, dtype):
         self.draws.append((tuple(shape), dtype))
-        return super().draw(random, shape, dtype)
+        return super().draw(random, shape, device, dtype)
 
 
 @pytest.mark.parametrize(("name", "sampler"), SAMPLED)

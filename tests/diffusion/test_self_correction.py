@@ -48,7 +48,7 @@ class Recorded(SampleGenerators):
         chosen.generators = [self.generators[i] for i in samples]
         return chosen
 
-    def draw(self, random, shape, dtype):
+    def draw(self, random, shape, device, dtype):
         return torch.tensor([next(recorded) for recorded in self.generators], dtype=dtype).reshape(shape)
 
 
