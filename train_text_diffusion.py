@@ -38,7 +38,7 @@ from scripts.job.console import note
 from scripts.job.errors import run
 from scripts.job.locks import training_in
 from scripts.job.processes import is_main, join
-from scripts.sampling.sampling import sample
+from scripts.sampling.sampling import Given, sample
 
 METRICS = "metrics.jsonl"
 
@@ -144,20 +144,28 @@ def evaluate_ppl(options: Options, stop: StopSignals) -> None:
 
 
 def generate_data(options: Options, stop: StopSignals) -> None:
-    """--gen_data: a CSV of (text, label) for each seed; with classes they take turns, so that all have their share."""
+    """--gen_data: a CSV of (text, label) for each seed, and of sources where texts are made from those.
+
+    Classes take turns, so that all have their share, and so do the sources of the training split.
+    """
     system, _ = load_system(options)
     folder = Path(options.run.output_dir or options.run.resume_dir) / "synthetic"
     wanted, classes = options.run.num_samples, len(system.classes)
     labels = [i % classes for i in range(wanted)] if classes else None
     for seed in TEST_SEEDS:
-        samples = sample(system, wanted, seed, labels=labels)
+        sources = system.sources(system.corpus.train, seed)
+        given = sources and [sources[i % len(sources)] for i in range(wanted)]
+        samples = sample(system, wanted, seed, labels=labels, given=Given(given))
         if not is_main():
             continue
+        columns = {"text": samples.first, "label": samples.labels}  # a label None is left empty
+        if given is not None:
+            columns["source"] = given
         path = folder / f"synth_sample{wanted}_seed{seed}.csv"
         with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows(zip(samples.first, samples.labels, strict=True))  # a label None is left empty
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
         print(path, flush=True)
 
 

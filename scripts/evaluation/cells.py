@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from offline_metrics.scores import Scores
 from scripts.composition.build import System
 from scripts.composition.flag_checks import check_flags
 from scripts.composition.methods import METHODS
-from scripts.evaluation.evaluation import HUMAN
+from scripts.evaluation.evaluation import evaluate
 from scripts.evaluation.run_folder import as_scores, read
 from scripts.job.command_line import parse
 from scripts.job.errors import UsageError
-from scripts.sampling.sampling import sample
 
 SHORT = re.compile(r"([a-z_]+):([0-9]+)(?::([0-9]*\.?[0-9]+))?")
 PAIRS = re.compile(r"[a-z_]+=[^=,]+(,[a-z_]+=[^=,]+)*")
@@ -86,6 +84,8 @@ def score_cell(system: System, cell: str, seed: int, strategy: str, place: Path)
     options = chosen.options
     asked = {"strategy": strategy, "samples": options.run.num_samples}
     asked |= {"sampling": vars(options.sampling), "metrics": vars(options.metrics)}
+    if options.run.mbr_candidates > 1:
+        asked["candidates"] = options.run.mbr_candidates
     if options.codec.decoder is not None:
         asked["decoder"] = options.codec.decoder
     made = folder / "cell.json"
@@ -93,12 +93,10 @@ def score_cell(system: System, cell: str, seed: int, strategy: str, place: Path)
         asked_before, rows = read(made, lambda found: (found["asked"], as_scores(found["rows"])))
         if asked_before == asked:
             return rows
-    started, count = time.monotonic(), asked["samples"]
-    samples = sample(chosen, count, seed, strategies=[strategy])
-    seconds = (time.monotonic() - started) / count
-    suite = system.suite(system.corpus.test, seed)
-    rows = {HUMAN: suite.human_row(count), strategy: suite.score(samples.texts[strategy])}
-    rows[strategy]["seconds_per_sample"] = seconds
+    test = system.corpus.test
+    evaluation = evaluate(chosen, system.suite(test, seed), seed, system.sources(test, seed), [strategy])
+    samples, rows = evaluation.samples[strategy], evaluation.rows
+    rows[strategy]["seconds_per_sample"] = evaluation.seconds / len(samples.first)
     samples.write_strategy(strategy, folder / f"{strategy}.jsonl")
     report.write_json(made, {"cell": cell, "asked": asked, "rows": rows})
     return rows

@@ -71,8 +71,14 @@ def write_rows(folder: Path, rows: dict[str, Scores]) -> str:
     return table
 
 
-def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[str] | None = None) -> Evaluation:
-    """Samples `num_samples` texts and scores them by every strategy; `sources` are those of the suite's references."""
+def evaluate(
+    system: System,
+    suite: MetricSuite,
+    seed: int,
+    sources: Sequence[str] | None = None,
+    strategies: Sequence[str] | None = None,
+) -> Evaluation:
+    """Samples `num_samples` texts and scores them by each strategy; `sources` are those of the suite's references."""
     count, each, candidates = system.options.run.num_samples, system.options.run.mbr_candidates, None
     available = len(suite.reference_texts)
     started = time.monotonic()
@@ -82,7 +88,7 @@ def evaluate(system: System, suite: MetricSuite, seed: int, sources: Sequence[st
                 f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} "
                 f"with {available:,}; the other metrics use all {count:,}"
             )
-        samples = sample(system, count, seed)
+        samples = sample(system, count, seed, strategies=strategies)
         made = dict.fromkeys(samples.texts, samples)
     else:
         if count > available:

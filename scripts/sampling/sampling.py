@@ -65,9 +65,11 @@ def sample(
     """`count` texts by each strategy; sample i is a function of `seed` and i alone, whatever the batch size.
 
     Lengths are drawn from the training lengths, unless the model writes them; labels from the training labels, unless
-    `labels` gives them.
+    `labels` gives them. Raises ValueError for a model that is told sources and gets none.
     """
     given = given or Given()
+    if system.options.tokens.condition_on_source and given.sources is None:
+        raise ValueError("the model makes texts from sources: expected one for each")
     batch_size = system.options.training.eval_batch_size
     seeds, decoding_seeds = (sample_seeds(s, 0, count) for s in (seed, seed + DECODING_STREAM))
     generators = SampleGenerators(seeds)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts import step_curves
-from scripts.evaluation import cells
+from scripts.evaluation import evaluation
 from scripts.job.errors import USER_ERRORS, UsageError
 
 RUN = "pre_trained_models/diffusion-demo"
@@ -26,13 +26,13 @@ def call(monkeypatch, tmp_path):
 
 
 def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path, monkeypatch):
-    made, sample = [], cells.sample
+    made, sample = [], evaluation.sample
 
     def watched(system, *args, **settings):
         made.append((system.sampler, system.times))
         return sample(system, *args, **settings)
 
-    monkeypatch.setattr(cells, "sample", watched)
+    monkeypatch.setattr(evaluation, "sample", watched)
     call("--cells ddim:3 dpmpp:2:0.5 --seeds 1 2")
     assert [len(times) - 1 for _, times in made] == [3, 3, 2, 2]
     assert made[0][0].func.__name__ == "sample_ddim" and made[2][0].func.__name__ == "sample_dpmpp"

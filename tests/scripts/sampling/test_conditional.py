@@ -1,5 +1,6 @@
 """Texts made from sources: candidates and the choice among them, and scores that the files written account for."""
 
+import csv
 import json
 from statistics import fmean, stdev
 
@@ -12,6 +13,7 @@ from offline_metrics.mbr import mbr_choice
 from offline_metrics.seq2seq import candidate_diversity, seq2seq
 from offline_metrics.word_count import word_count
 from scripts import sample as sample_script
+from scripts import step_curves
 from scripts.composition.build import shuffled
 from scripts.sampling.conditional import candidate_sets, chosen, sample_candidates
 from scripts.sampling.samples_file import Samples, read_samples, read_texts
@@ -203,6 +205,38 @@ def test_sampling_keeps_the_choice_and_the_candidates_beside_it(run_dir, system,
     assert call(sample_script.main, common).out == "\n".join(best) + "\n"
     one = call(sample_script.main, f"--resume_dir {run_dir} --num_samples 4 --output_file {tmp_path / 'one.jsonl'}")
     assert one.status == 0 and not (tmp_path / "one.candidates.jsonl").exists()
+
+
+def test_no_text_is_made_without_its_source(system):
+    with pytest.raises(ValueError, match="makes texts from sources"):
+        sample(system, 2, 42)
+
+
+def test_a_cell_of_a_curve_is_scored_as_an_evaluation_is(run_dir, evaluated, call, tmp_path):
+    line = f"--resume_dir {run_dir} --output_dir {tmp_path} --num_samples 4 --mbr_candidates {K} --seeds 42 --cells"
+    outcome = call(step_curves.main, f"{line} sampling_timesteps=3")
+    assert outcome.status == 0, outcome.err
+    (cell,) = tmp_path.rglob("cell.json")
+    rows = json.loads(cell.read_text())["rows"]
+    assert rows["sample"].pop("seconds_per_sample") > 0
+    assert rows == rows_in(evaluated[0] / "seed_42")
+    (texts,) = tmp_path.rglob("sample.jsonl")
+    assert texts.read_bytes() == (evaluated[0] / "seed_42" / "sample.jsonl").read_bytes()
+
+
+def test_gen_data_takes_the_sources_of_training_in_turn_and_writes_them_beside(run_dir, system, call, tmp_path):
+    outcome = call(main, f"--gen_data --resume_dir {run_dir} --output_dir {tmp_path} --num_samples 62")
+    assert outcome.status == 0, outcome.err
+    paths = outcome.out.splitlines()
+    for seed, path in zip(SEEDS, paths, strict=True):
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == ["text", "label", "source"]
+        texts, labels, sources = map(list, zip(*rows, strict=True))
+        own = shuffled(system.corpus.train.sources, seed)
+        assert sources == own + own[:2] and set(labels) == {""}
+        if seed == SEEDS[0]:
+            assert texts == sample(system, 62, seed, given=Given(sources)).first
 
 
 def test_candidates_need_sources(small_run, complaint):
