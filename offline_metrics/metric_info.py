@@ -45,9 +45,14 @@ METRICS: dict[str, MetricInfo] = {
     "mauve": MetricInfo("MAUVE", True, ".3f"),
     # Closeness to the training texts is fidelity and copying at once, so neither direction is better.
     "mauve_train": MetricInfo("MAUVE train", None, ".3f"),
+    # Like MAUVE they have a floor that sinks as texts grow in number: that of the human row.
+    "length_ks": MetricInfo("length KS", False, ".3f"),
+    "bigram_js": MetricInfo("bigram JS", False, ".3f"),
     "rep_2": MetricInfo("rep-2", False, ".3f"),
     "rep_3": MetricInfo("rep-3", False, ".3f"),
     "rep_4": MetricInfo("rep-4", False, ".3f"),
+    "rep_4_per_text": MetricInfo("rep-4 per text", False, ".3f"),
+    "rep_4_per_text_p95": MetricInfo("rep-4 per text, 95%", False, ".3f"),
     "diversity": MetricInfo("diversity", True, ".3f"),
     "dist_1": MetricInfo("dist-1", True, ".3f"),
     "dist_2": MetricInfo("dist-2", True, ".3f"),

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from offline_metrics.distances import bigram_js, length_ks
 from offline_metrics.diversity import diversity
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
@@ -23,8 +24,10 @@ from offline_metrics.mauve_score import SEEDS, mauve_score
 from offline_metrics.memorization import memorization, training_ngrams
 from offline_metrics.metric_info import COUNTS, METRICS
 from offline_metrics.perplexity import perplexity
+from offline_metrics.repetition import repetition
 from offline_metrics.result_store import ResultStore
 from offline_metrics.scores import Scores
+from offline_metrics.self_bleu import distinct_n, self_bleu4
 from offline_metrics.word_count import word_count
 
 # Key in a row -> key in the result of `perplexity`.
@@ -151,7 +154,7 @@ class MetricSuite:
         self._human_rows: dict[int, Scores] = {}
 
     def score(self, texts: Sequence[str]) -> Scores:
-        """All metrics of generated texts; `mauve` is against as many references, `mauve_train` training texts."""
+        """All metrics of texts: MAUVE and distances against as many references, `mauve_train` training texts."""
         texts = list(texts)
         generated = self._features_of(texts, ResultStore())
         against_references = generated, self._reference, min(len(texts), len(self._reference))
@@ -159,7 +162,7 @@ class MetricSuite:
         return self._with_extra(self._row(texts, against_references, against_training), texts)
 
     def human_row(self, n: int) -> Scores:
-        """The same numbers for human text: the first n references, MAUVE of training against references / training."""
+        """The same of the first n references; MAUVE and distances of training texts, against them or others."""
         texts = list(self.reference_texts[:n])
         if len(texts) not in self._human_rows:
             against_references = self._train, self._reference, min(len(texts), len(self._train))
@@ -200,8 +203,13 @@ class MetricSuite:
             row.add(unigram_entropy(texts), "there is no word")
         self._add_mauve(row, "mauve", *against_references)
         self._add_mauve(row, "mauve_train", *against_training)
+        with self.stage("distances"):
+            self._add_distances(row, *against_references)
         with self.stage("diversity"):
-            row.add(diversity(texts), "no text is long enough to hold such an n-gram")
+            found = diversity(texts) | repetition(texts) | distinct_n(texts)
+            row.add(found, "no text is long enough to hold such an n-gram")
+        with self.stage("self-BLEU"):
+            row.add({"self_bleu4": self_bleu4(texts)}, "there are no two texts")
         with self.stage("memorization"):
             self._add_memorization(row, texts)
         with self.stage("words"):
@@ -240,6 +248,11 @@ class MetricSuite:
             reason = found["note"]
         kept = ("mauve", "mauve_std", "mauve_texts", "mauve_buckets")
         row.add({key.replace("mauve", name, 1): found[key] for key in kept}, reason)
+
+    def _add_distances(self, row: Scores, left: TextFeatures, right: TextFeatures, count: int) -> None:
+        texts, others = left.texts[:count], right.texts[:count]
+        row.add({"length_ks": length_ks(texts, others)}, "there are no texts, or none to compare with")
+        row.add({"bigram_js": bigram_js(texts, others)}, "no text, or none to compare with, holds two words")
 
     def _add_memorization(self, row: Scores, texts: list[str]) -> None:
         found = memorization(texts, self._training_ngrams)

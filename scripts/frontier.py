@@ -37,7 +37,8 @@ from scripts.report.tables import score_table
 
 FROM_HERE = Path("saved_models/frontier")
 ENTROPY = "pooled_unigram_entropy"
-MATCHED = ("corpus_perplexity", "mauve", "diversity", "rep_4", "memorization", "acceptance")
+MATCHED = ("corpus_perplexity", "mauve", "length_ks", "bigram_js", "diversity", "rep_4", "rep_4_per_text",
+           "memorization", "acceptance")  # fmt: skip
 SHOWN = (ENTROPY, "unigram_entropy", *MATCHED, "seconds_per_sample")
 AXES = ((ENTROPY, "corpus_perplexity"), (ENTROPY, "mauve"), ("diversity", "mauve"), ("diversity", "corpus_perplexity"),
         (ENTROPY, "rep_4"), ("diversity", "memorization"))  # fmt: skip

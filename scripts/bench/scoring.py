@@ -17,7 +17,6 @@ from typing import ClassVar
 
 from latent_models.codec import find_models
 from latent_models.corpora import Corpus, DataOptions, load_corpus
-from offline_metrics.self_bleu import self_bleu4
 from offline_metrics.suite import MetricOptions, MetricSuite
 from scripts.bench.measure import Column, Output, Row, Stopwatch, spread, table
 from scripts.composition.build import EXTRA_METRICS, load_metric_models, result_store, shuffled
@@ -69,7 +68,7 @@ def scored(corpus: Corpus, bench: ScoringBench, models: list[Path], count: int, 
             *loaded,
             corpus.train.texts,
             shuffled(corpus.test.texts, VALID_SEED),
-            EXTRA_METRICS.get(corpus.name, {}) | {"self-BLEU": self_bleu4},
+            EXTRA_METRICS.get(corpus.name),
             VALID_SEED,
             result_store(folder),
             watch,

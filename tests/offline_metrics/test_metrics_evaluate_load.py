@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from offline_metrics.distances import bigram_js, length_ks
 from offline_metrics.diversity import diversity
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
 from offline_metrics.memorization import memorization, training_ngrams
 from offline_metrics.perplexity import perplexity
+from offline_metrics.repetition import repetition
 from offline_metrics.self_bleu import distinct_n, self_bleu4
 from offline_metrics.seq2seq import candidate_diversity, seq2seq
 from offline_metrics.word_count import word_count
@@ -39,6 +41,8 @@ inputs = {
     "diversity": {},
     "memorization": {"train_texts": train_texts},
     "word_count": {},
+    "repetition": {},
+    "distances": {"references": train_texts[: len(texts)]},
     "entropy": {},
     "self_bleu": {},
     "seq2seq": {"references": train_texts[: len(texts)], "candidates": [texts[:3], train_texts[:3]]},
@@ -74,6 +78,11 @@ def test_all_metric_files_load_and_agree_with_their_functions(offline_results, s
     assert offline_results["diversity"] == pytest.approx(diversity(texts))
     assert offline_results["memorization"] == memorization(texts, training_ngrams(train_texts))
     assert offline_results["word_count"] == word_count(texts)
+    assert offline_results["repetition"] == repetition(texts)
+    humans = train_texts[:40]
+    assert offline_results["distances"] == {
+        "length_ks": length_ks(texts, humans), "bigram_js": pytest.approx(bigram_js(texts, humans)),
+    }
     assert offline_results["entropy"] == unigram_entropy(texts)
     assert offline_results["self_bleu"] == {"self_bleu4": self_bleu4(texts), **distinct_n(texts)}
     expected = seq2seq(texts, train_texts[:40]) | candidate_diversity([texts[:3], train_texts[:3]])
@@ -87,7 +96,8 @@ def test_all_metric_files_load_and_agree_with_their_functions(offline_results, s
 
 
 METRIC_FILES = (
-    "diversity", "memorization", "word_count", "entropy", "self_bleu", "seq2seq", "perplexity", "mauve_score",
+    "diversity", "memorization", "word_count", "repetition", "distances", "entropy", "self_bleu", "seq2seq",
+    "perplexity", "mauve_score",
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from offline_metrics import suite as suite_module
+from offline_metrics.distances import bigram_js, length_ks
 from offline_metrics.diversity import diversity
 from offline_metrics.entropy import unigram_entropy
 from offline_metrics.errors import MetricError
@@ -14,9 +15,11 @@ from offline_metrics.language_model import LanguageModel
 from offline_metrics.mauve_score import mauve_score
 from offline_metrics.metric_info import COUNTS, METRICS, PARTS
 from offline_metrics.perplexity import perplexity
+from offline_metrics.repetition import repetition
 from offline_metrics.report import table
 from offline_metrics.result_store import ResultStore
 from offline_metrics.scores import Scores
+from offline_metrics.self_bleu import distinct_n, self_bleu4
 from offline_metrics.suite import MetricOptions, MetricSuite
 
 # Built-in columns that others enter: what needs the model, what needs paired references, what is asked for apart.
@@ -24,9 +27,12 @@ NOT_IN_A_ROW = {
     "likelihood_texts", "likelihood_tokens", "draws", "nats_per_token_draws",
     "nats_per_token", "nats_per_word", "nats_per_sequence", "bits_per_character",
     "bleu", "sentence_bleu4", "rouge_l", "dist_1_per_text", "div_4", "candidate_self_bleu4",
-    "dist_1", "dist_2", "self_bleu4",
     "seconds_per_sample", "parameters", "runs", *PARTS, "first_step", "first_log_snr",
 }
+
+
+def distances_of(texts: list[str], references: list[str]) -> tuple[float, float]:
+    return length_ks(texts, references), bigram_js(texts, references)
 
 
 def ends_well(texts: list[str]) -> float:
@@ -76,6 +82,9 @@ def test_a_row_holds_what_the_single_metrics_say(suite, model, split):
     assert row["perplexity"] == pytest.approx(perplexity(generated, model)["mean_perplexity"])
     assert row["corpus_perplexity"] == pytest.approx(perplexity(generated, model)["corpus_perplexity"])
     assert row["diversity"] == diversity(generated)["diversity"]
+    assert (row["rep_4_per_text"], row["self_bleu4"]) == (0, self_bleu4(generated))
+    assert row.items() >= (repetition(generated) | distinct_n(generated)).items()
+    assert (row["length_ks"], row["bigram_js"]) == distances_of(generated, references[:30])
     assert row["unigram_entropy"] == unigram_entropy(generated)["unigram_entropy"] > 1
     assert row["ends_well"] == ends_well(generated) > 0
     expected = mauve_score(model.features(generated), model.features(references[:30]))
@@ -93,6 +102,7 @@ def test_the_human_row_has_the_same_keys_and_is_human_text(suite, model, split):
     assert row.keys() == suite.score(generated).keys() and row.notes == {}
     assert row["perplexity"] == pytest.approx(perplexity(references[:30], model)["mean_perplexity"])
     assert row["mauve_texts"] == row["mauve_train_texts"] == 30
+    assert (row["length_ks"], row["bigram_js"]) == distances_of(suite._train.texts[:30], references[:30])
     # Halves of one set of texts, against one sentence over and over.
     assert row["mauve"] > 0.8 and row["mauve_train"] > 0.8
     collapsed = suite.score(["The old miller mended a box"] * 30)
@@ -132,6 +142,7 @@ def test_human_features_are_computed_once(model, split):
 def test_more_texts_than_references_use_the_smaller_count_and_say_so(suite, sentences, split):
     row = suite.score(sentences[:60])
     assert (row["texts"], row["mauve_texts"], row["mauve_train_texts"]) == (60, 40, 60)
+    assert (row["length_ks"], row["bigram_js"]) == distances_of(sentences[:40], suite.reference_texts)
     human = suite.human_row(60)
     assert (human["texts"], human["mauve_texts"], human["mauve_train_texts"]) == (40, 40, 40)
     assert human is suite.human_row(40)

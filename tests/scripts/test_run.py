@@ -507,7 +507,7 @@ def test_what_cannot_be_computed_is_told_and_the_run_goes_on(train, monkeypatch,
     assert "Warning" not in outcome.err and "steps 0 to 4" in outcome.err
     folder = run_dir / "evaluation" / "step_00000004"
     scores = json.loads((folder / "scores.json").read_text())["beam"]
-    missing = {"rep_4", "diversity", "memorization"} if not written.strip() else {"rep_4", "diversity"}
+    missing = {"rep_4", "rep_4_per_text", "diversity"} | ({"memorization"} if not written.strip() else set())
     missing |= {"perplexity", "corpus_perplexity"} if not written else set()
     missing |= {"mauve", "mauve_train"} if count < 15 else set()
     assert missing <= {name for name, value in scores.items() if value is None} == scores["notes"].keys()
