@@ -70,10 +70,16 @@ def information(counts: Tensor) -> Tensor:
     return -torch.log((counts.double() + 1) / (counts.sum() + len(counts)))
 
 
-def type_deviation(counts: Tensor) -> Tensor:
-    """Frequency score minus its mean over all counted tokens, [V]: E[alpha] of a token of the corpus is 1 - t."""
+def type_deviation(counts: Tensor, pad_id: int) -> Tensor:
+    """Frequency score minus its mean over all counted tokens, [V]: E[alpha] of a token of the corpus is 1 - t.
+
+    A PAD that is not counted has 0, as in `SentenceDeviation`: among the symbols of filled texts it is not a rare one.
+    """
     scores = frequency_scores(counts)
-    return scores - (counts * scores).sum() / counts.sum()
+    deviation = scores - (counts * scores).sum() / counts.sum()
+    if counts[pad_id] == 0:  # else it is the end of text too, counted wherever it stands
+        deviation[pad_id] = 0
+    return deviation
 
 
 def frequency_deviation(scores: Tensor, real: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ class SpindleProcess:
             raise ValueError(f"token counts of shape {tuple(token_counts.shape)} for a vocabulary of {vocab_size}")
         deviation = {
             "none": lambda: TypeDeviation(torch.zeros(vocab_size, dtype=torch.float64)),
-            "type": lambda: TypeDeviation(type_deviation(token_counts)),
+            "type": lambda: TypeDeviation(type_deviation(token_counts, pad_id)),
             "frequency": lambda: SentenceDeviation(frequency_scores(token_counts), frequency_deviation, pad_id),
             "information": lambda: SentenceDeviation(information(token_counts), information_deviation, pad_id),
         }[options.spindle]

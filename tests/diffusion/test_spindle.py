@@ -88,7 +88,7 @@ def test_scores_match_figures_from_running_the_reference_system(discrete_golden)
     torch.testing.assert_close(frequency_scores(counts), float64(golden["frequency_score_upstream"]))
     torch.testing.assert_close(information(counts[:MASK]), float64(golden["entropy_H_add_one"]))
     expected = float64(discrete_golden("dbert_posterior")["inputs"]["type_level_deviation"])
-    torch.testing.assert_close(type_deviation(counts)[:MASK], expected)
+    torch.testing.assert_close(type_deviation(counts, MASK)[:MASK], expected)
 
 
 def test_deviations_match_figures_from_running_the_reference_system(discrete_golden):

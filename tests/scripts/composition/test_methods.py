@@ -16,8 +16,9 @@ from diffusion.spindle import type_deviation
 from latent_models.corpora import DataOptions, load_corpus
 from scripts import export_run
 from scripts import sample as sample_script
-from scripts.composition.build import build
+from scripts.composition.build import build, fit_space
 from scripts.composition.methods import METHODS
+from scripts.composition.options import Options
 from scripts.composition.token_space import TokenSpace
 from scripts.sampling.samples_file import read_samples, read_texts
 from scripts.sampling.sampling import Given, sample
@@ -113,7 +114,7 @@ def test_methods_differ_in_nothing_but_what_suits_them(run_dir, method, loaded):
     if method == "diffusion_bert":  # rare words of the training texts are masked first
         counts = system.space.token_counts
         assert counts.sum() == sum(system.data("train").lengths)
-        assert torch.equal(system.process.deviation.table, type_deviation(counts))
+        assert torch.equal(system.process.deviation.table, type_deviation(counts, system.space.codec.pad_id))
 
 
 def test_training_changes_the_weights_at_a_finite_loss(run_dir, rows_of):
@@ -368,6 +369,20 @@ def test_modelled_lengths_are_trained_with_padding(small_run, loaded):
     assert batch.valid.all() and batch.x0.shape == (8, 24)
     assert (batch.x0 == system.space.codec.pad_id).any()
     assert system.objective.mean_length == 24
+
+
+@pytest.mark.parametrize("lengths", ["drawn", "modelled"])
+@pytest.mark.parametrize("tokenizer", ["bart-demo", "gpt2-demo"])  # the PAD of the second is its EOS
+def test_by_type_as_many_tokens_are_masked_as_without_a_spindle(tokenizer, lengths, data_dir):
+    line = f"--method diffusion_bert --dataset_name plain --data_dir {data_dir} --max_length 24 --tokenizer {tokenizer}"
+    options = Options.from_argv([*line.split(), "--lengths", lengths])
+    corpus = load_corpus(options.data)
+    space = fit_space(options, corpus)
+    batch = space.data(corpus, "train", None).batch(range(len(corpus.train)))
+    process = METHODS["diffusion_bert"].process(options, space)
+    for t in (0.2, 0.5):
+        alpha = process.alpha(batch.x0, torch.full((len(batch.x0),), t, dtype=torch.float64))[batch.free]
+        assert alpha.mean().item() == pytest.approx(1 - t, abs=1e-12) and alpha.std() > 0.01
 
 
 # BERT
