@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+from diffusion.process import DiffusionError
 from diffusion.window import Levels
 
 UNIFORM_SHARE = 0.1  # of the draws: no time is left out, whatever was measured
@@ -36,13 +37,20 @@ RISING: dict[str, Callable[[Levels], tuple[Any, Any]]] = {"loss": _loss, "inform
 class TimeDensity:
     """Probabilities of the T steps of a schedule: the rise of what was measured, from one step to the next.
 
-    `gamma` [T] are the levels of the steps; `kind` is one of RISING.
+    `gamma` [T] are the levels of the steps; `kind` is one of RISING. DiffusionError where nothing rises between them.
     """
 
     def __init__(self, gamma: Tensor, levels: Levels, kind: str):
         between = (gamma[1:] + gamma[:-1]) / 2
         edges = torch.cat([gamma[:1], between, gamma[-1:]])
-        rise = np.diff(np.interp(edges.numpy(), *map(np.asarray, RISING[kind](levels))))
+        measured_at, height = map(np.asarray, RISING[kind](levels))
+        rise = np.diff(np.interp(edges.numpy(), measured_at, height))
+        if not rise.any():
+            raise DiffusionError(
+                f"--time_density: the window was measured from {measured_at[0]:.3g} to {measured_at[-1]:.3g} in ln "
+                f"sigma^2 / alpha^2, and between the schedule's first step and its last, {edges[0]:.3g} to "
+                f"{edges[-1]:.3g}, it tells no time from another; set --noise_shift as scripts.measure_window says"
+            )
         measured = torch.from_numpy(rise / rise.sum())
         self.probability = (1 - UNIFORM_SHARE) * measured + UNIFORM_SHARE / len(gamma)  # [T]
         self.cumulated = self.probability.cumsum(0)  # [T]

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from diffusion.gaussian import GaussianProcess
 from diffusion.training import checkpoint
 from latent_models.codec import ModelError, check_complete, find_model, reason
 from latent_models.corpora import Corpus, load_corpus
@@ -68,7 +69,7 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
     for find, name in needed_models(options).values():
         yield lambda find=find, name=name: find(name)
     if options.gaussian.window is not None:
-        yield lambda: levels_of(options.gaussian.window, run_options.resume_dir and Path(run_options.resume_dir))
+        yield lambda: check_window(options)
     if run_options.output_dir is not None:
         yield lambda: check_writable("output_dir", run_options.output_dir)
         if run_options.mode == "train":
@@ -112,6 +113,13 @@ def check_corpus(inputs: Inputs) -> None:
         source is None for split in (corpus.train, corpus.valid, corpus.test) for source in split.sources
     ):
         raise UsageError(f"--condition_on_source: texts of {corpus.name!r} have no source; expected `source` or `src`")
+
+
+def check_window(options: Options) -> None:
+    """Raises the user's error where --window is none, or tells nothing about the levels of noise of the schedule."""
+    run_dir = options.run.resume_dir
+    levels = levels_of(options.gaussian.window, None if run_dir is None else Path(run_dir))
+    GaussianProcess.from_options(options.gaussian, levels)
 
 
 def check_new(run_dir: Path) -> None:

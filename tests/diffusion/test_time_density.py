@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffusion.gaussian import GaussianOptions, GaussianProcess
+from diffusion.process import DiffusionError
 from diffusion.schedules import NoiseSchedule, log_snr_betas, tan_betas
-from diffusion.time_density import UNIFORM_SHARE, TimeDensity
+from diffusion.time_density import RISING, UNIFORM_SHARE, TimeDensity
 from diffusion.window import Levels
 
 T = 1000
@@ -59,6 +60,24 @@ def test_an_error_that_falls_by_chance_gives_no_negative_share():
     levels = Levels(torch.tensor([-8.0, 0.0, 2.0, 12.0]), torch.tensor([0.0, 0.5, 0.3, 1.0]))
     density = TimeDensity(EVEN, levels, "loss")
     assert (density.probability > 0).all() and density.probability.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", RISING)
+def test_steps_outside_of_what_was_measured_share_what_all_have(kind):
+    density = TimeDensity(EVEN, Levels(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])), kind)
+    outside = (EVEN < -0.1) | (EVEN > 1.1)
+    assert density.probability[outside].tolist() == pytest.approx([UNIFORM_SHARE / T] * int(outside.sum()))
+    assert density.probability.sum().item() == pytest.approx(1)
+    assert density.steps(torch.tensor([0.0, 0.505, 0.999]), range(100)).tolist() == [0, 50, 99]
+
+
+@pytest.mark.parametrize("kind", RISING)
+@pytest.mark.parametrize("levels", [(12.5, 20.0), (-20.0, -8.5)])
+def test_a_window_outside_of_the_schedule_is_refused_in_one_line(kind, levels):
+    measured = Levels(torch.tensor(levels), torch.tensor([1.0, 2.0]))
+    with pytest.raises(DiffusionError, match="--time_density: .*-8 to 12.*--noise_shift") as refusal:
+        TimeDensity(EVEN, measured, kind)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("among", [range(200), range(300, 1000), range(5, 6), range(T)])

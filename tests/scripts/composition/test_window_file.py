@@ -59,3 +59,12 @@ def test_a_file_that_is_no_window_is_refused(complaint, data_dir, measured, tmp_
     line = f"{SMALL_RECIPE} {TRUNK} --data_dir {data_dir} --save_dir {tmp_path} --time_density loss --window {measured}"
     line = complaint(main, line)
     assert str(measured) in line and "expected a window.json that scripts.measure_window wrote" in line
+
+
+def test_a_window_that_the_schedule_never_meets_is_refused_before_anything_is_encoded(
+    complaint, data_dir, measured, tmp_path
+):
+    measured.write_text(json.dumps(window(levels=[{"gamma": g, "squared_error": g} for g in (50.0, 60.0)])))
+    line = f"{SMALL_RECIPE} {TRUNK} --data_dir {data_dir} --save_dir {tmp_path}/runs --time_density loss"
+    assert "--noise_shift" in complaint(main, f"{line} --window {measured}")
+    assert not (tmp_path / "runs").exists()
