@@ -16,7 +16,7 @@ def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
     """
     cumulated = weights.double().cumsum(-1)
     total = cumulated[..., -1:]
-    if not (total > 0).all() or not total.isfinite().all():
+    if not ((total > 0) & total.isfinite()).all():
         raise ValueError("a row of token weights sums to zero or is not finite; there is nothing to draw from")
     # u < 1, but u * total may round up to total itself, which would lie beyond the last id.
     threshold = torch.minimum(u.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -30,4 +30,11 @@ def widened(output: Tensor) -> Tensor:
 
 def without(mask_id: int, logits: Tensor) -> Tensor:
     """logits [..., V] with -inf for the mask."""
-    return logits.index_fill(-1, torch.tensor(mask_id, device=logits.device), -torch.inf)
+    return filled(logits, mask_id, -torch.inf)
+
+
+def filled(x: Tensor, id: int, value: float) -> Tensor:
+    """x [..., V] with `value` for one id; without a tensor made of the id, for which a GPU would be waited for."""
+    x = x.clone()
+    x.select(-1, id).fill_(value)
+    return x

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.categorical import filled
 from diffusion.masked import hide
 from diffusion.randomness import Randomness, uniform
 
@@ -41,12 +42,11 @@ class AbsorbingGraph:
 
     def apply_rate(self, score: Tensor) -> Tensor:
         """Q score, [B, L, V]."""
-        into_mask = self.without_mask(score).sum(-1, keepdim=True)
-        return (-score).index_copy(-1, self._mask(score), into_mask)
+        return (-score).select_scatter(self.without_mask(score).sum(-1), -1, self.mask_id)
 
     def without_mask(self, weights: Tensor) -> Tensor:
         """Weights [B, L, V] of what a text can hold: the mask's become 0."""
-        return weights.index_fill(-1, self._mask(weights), 0)
+        return filled(weights, self.mask_id, 0.0)
 
     def log_scale(self, sigma: Tensor) -> Tensor:
         """[B] to be added to the network's output, so that output 0 is the score of a uniform guess, 1 / (n E)."""
@@ -72,9 +72,6 @@ class AbsorbingGraph:
     def prior_kl(self, sigma_1: Tensor) -> Tensor:
         """KL(q(x_1 | x0) || prior) per position in nats: 0 under `bound_move_chance`."""
         return torch.zeros_like(sigma_1)
-
-    def _mask(self, like: Tensor) -> Tensor:
-        return torch.tensor([self.mask_id], device=like.device)
 
 
 class UniformGraph:

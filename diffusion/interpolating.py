@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.categorical import sample_categorical, widened, without
+from diffusion.positions import Positions
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
 from diffusion.schedules import even_grid
@@ -172,9 +173,8 @@ class InterpolatingProcess:
         u, which = (uniform(xt.shape, generator, xt.device, torch.float64) for _ in range(2))
         route = sample_categorical(self._routes(x0_hat, xt, t, s), u)
         xs = torch.where(route == 0, xt, torch.where(route == 1, self.mask_id, self._clean_id(which)))
-        drawn = route == 3
-        xs[drawn] = sample_categorical(x0_hat[drawn].double().exp(), which[drawn])
-        return xs
+        at = Positions.where(route == 3)
+        return at.put(xs, sample_categorical(at.of(x0_hat).double().exp(), at.of(which)))
 
     def _routes(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p(x_s | x_t) split [B, L, 4]: x_s is x_t again, the mask, a uniform draw, a draw from x_theta."""
@@ -193,7 +193,8 @@ class InterpolatingProcess:
         routes = torch.stack(torch.broadcast_tensors(*ways), -1)
         total = routes.sum(-1, keepdim=True)
         # A token that x_theta rules out, or that the process cannot show at t (a known one at t = 1), stays.
-        return torch.where(total > 0, routes / total, routes.new_tensor([1.0, 0, 0, 0]))
+        stays = (torch.arange(4, device=xt.device) == 0).double()
+        return torch.where(total > 0, routes / total, stays)
 
     def _by_kind(self, x0: Tensor, xt: Tensor, right: Tensor) -> Tensor:
         """Relative weights [B, L]: 2 for a mask, 1 for a wrong token (there is none without uniform noise), `right`."""

@@ -71,7 +71,7 @@ class MaskedProcess:
         if not self.importance_sampling:
             start = max(start, EARLIEST)
             return start + (stop - start) * u
-        low, high = self._log_move_chance(u.new_tensor([start, stop]))
+        low, high = self._log_move_chance(torch.linspace(start, stop, 2, dtype=torch.float64, device=u.device))
         return self.survival.time_of_move_chance(torch.exp(low + (high - low) * u))
 
     def grid(self, sampling_timesteps: int) -> list[float]:
@@ -115,7 +115,7 @@ class MaskedProcess:
         if not self.importance_sampling:
             return self.integrand(x0_hat, x0, xt, t)
         # The weight is m'/m, and so is the density but for the length of the range of log m.
-        low, high = self._log_move_chance(t.new_tensor([0, 1], dtype=torch.float64))
+        low, high = self._log_move_chance(torch.arange(2, dtype=torch.float64, device=t.device))
         return (high - low) * nats(x0_hat, x0, xt == self.mask_id)
 
     def bound(self, predict: Predict, x0: Tensor, free: Tensor, u: Tensor, generator: Randomness) -> Tensor:
@@ -279,5 +279,5 @@ def unmask(x0_hat: Tensor, xt: Tensor, stays: Tensor, mask_id: int, generator: R
     In one draw rare tokens would compete with the mask.
     """
     now, token = leaving(xt, stays, mask_id, generator)
-    drawn = sample_categorical(without(mask_id, x0_hat[now].double()).exp(), token[now])
-    return xt.masked_scatter(now, drawn)
+    at = Positions.where(now)
+    return at.put(xt, sample_categorical(without(mask_id, at.of(x0_hat).double()).exp(), at.of(token)))

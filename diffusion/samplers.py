@@ -23,14 +23,18 @@ from diffusion.randomness import Randomness, normal
 OnStep = Callable[[int, int, Tensor], None]
 
 
+Step = Callable[[Tensor, Tensor, Tensor, tuple[float, float]], Tensor]
+
+
 @torch.no_grad()
-def walk(
-    step: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], on_step: OnStep | None
-) -> Tensor:
-    """What step(x, t [B], s [B]) makes of x from each time t of the grid to the next one s; times are float64."""
+def walk(step: Step, x: Tensor, times: Sequence[float], on_step: OnStep | None) -> Tensor:
+    """What step(x, t [B], s [B], (t, s)) makes of x from each time t of the grid to the next one s.
+
+    Times are float64. What depends on their value goes by the two numbers: to read a tensor is to wait for a GPU.
+    """
     like_x = {"device": x.device, "dtype": torch.float64}
     for i, (t, s) in enumerate(pairwise(times), start=1):
-        x = step(x, torch.full((len(x),), t, **like_x), torch.full((len(x),), s, **like_x))
+        x = step(x, torch.full((len(x),), t, **like_x), torch.full((len(x),), s, **like_x), (t, s))
         if on_step is not None:
             on_step(i, len(times) - 1, x)
     return x
@@ -46,7 +50,7 @@ def sample_ancestral(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Follow the reverse process itself: each step draws x_s from process.step; serves any process, tokens included."""
-    return walk(lambda x, t, s: stepped(process.step, process, predict_x0, x, t, s, generator), x, times, on_step)
+    return walk(lambda x, t, s, _: stepped(process.step, process, predict_x0, x, t, s, generator), x, times, on_step)
 
 
 def stepped(
@@ -77,7 +81,7 @@ def sample_ddim(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12, 16): eta = 0 draws nothing, eta = 1 is ancestral; the last step gives x0_hat."""
-    return walk(lambda x, t, s: _ddim_step(process, predict_x0(x, t), x, t, s, generator, eta), x, times, on_step)
+    return walk(lambda x, t, s, _: _ddim_step(process, predict_x0(x, t), x, t, s, generator, eta), x, times, on_step)
 
 
 def sample_dpmpp(
@@ -96,11 +100,11 @@ def sample_dpmpp(
     """
     x0_before, h_before = None, None
 
-    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def step(x: Tensor, t: Tensor, s: Tensor, now: tuple[float, float]) -> Tensor:
         nonlocal x0_before, h_before
         target = x0_hat = predict_x0(x, t)
         h = _log_signal_to_noise(process, s) - _log_signal_to_noise(process, t)
-        if x0_before is not None and s[0] > 0:
+        if x0_before is not None and now[1] > 0:
             target = x0_hat + like(h / (2 * h_before), x) * (x0_hat - x0_before)
         x0_before, h_before = x0_hat, h
         return _ddim_step(process, target, x, t, s, generator, eta=0.0)
@@ -124,9 +128,9 @@ def sample_q(
     denoiser samples have too little spread and favour what is common. (The paper has ancestral sampling before.)
     """
 
-    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def step(x: Tensor, t: Tensor, s: Tensor, now: tuple[float, float]) -> Tensor:
         x0_hat = predict_x0(x, t)
-        if t[0] <= q_from:
+        if now[0] <= q_from:
             return process.corrupt(x0_hat, s, generator)
         return _ddim_step(process, x0_hat, x, t, s, generator, eta=0.0)
 
@@ -150,9 +154,9 @@ def sample_churn(
     draws nothing; churn = 0 is DDIM, eta = 0.
     """
 
-    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def step(x: Tensor, t: Tensor, s: Tensor, now: tuple[float, float]) -> Tensor:
         higher = ((t + churn * (t - s)).clamp(max=1) * process.timesteps).round() / process.timesteps
-        if s[0] > 0:
+        if now[1] > 0:
             x, t = process.noised_further(x, t, higher, generator), higher
         return _ddim_step(process, predict_x0(x, t), x, t, s, generator, eta=0.0)
 

@@ -33,7 +33,7 @@ def sample_ddpm_cache(
     changes; that a step chooses the masks that go before anything is asked needs nothing kept.
     """
 
-    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def step(x: Tensor, t: Tensor, s: Tensor, _: tuple[float, float]) -> Tensor:
         now, token = process.leaving(x, t, s, generator)
         rows = now.any(1).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -90,8 +90,8 @@ def sample_euler(
 ) -> Tensor:
     """Euler steps of the reverse rates (Lou et al. 2024, section 4.1), the last one an exact step to data."""
 
-    def step(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        own = process.euler_step if s[0] > 0 else process.step  # Euler may leave masks and noise behind at t = 0
+    def step(x: Tensor, t: Tensor, s: Tensor, now: tuple[float, float]) -> Tensor:
+        own = process.euler_step if now[1] > 0 else process.step  # Euler may leave masks and noise behind at t = 0
         return stepped(own, process, predict_x0, x, t, s, generator)
 
     return walk(step, x, times, on_step)

@@ -467,7 +467,7 @@ def test_samples_follow_the_distribution_of_exact_scores(toy, name, schedule, eu
     p = process(name, schedule)
     exact, x, g = ExactScores(toy, p), p.prior((20_000, 2), generator()), generator(1)
     if euler:
-        x = walk(lambda x, t, s: p.euler_step(exact(x, t), x, t, s, g), x, p.grid(256), None)
+        x = walk(lambda x, t, s, _: p.euler_step(exact(x, t), x, t, s, g), x, p.grid(256), None)
     else:
         x = sample_ancestral(p, exact, x, p.grid(128), generator=g)
     assert toy.p_value(x) > 1e-3
