@@ -76,16 +76,25 @@ def checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
             yield lambda: check_new(Path(run_options.output_dir))
     if run_options.is_training:
         yield lambda: check_writable("save_dir", run_options.save_dir)
-    for flag in metric_models(options):
-        yield lambda flag=flag: metric_model(options, flag)
     if run_options.is_training:  # which read them first when hours have gone by
-        for folder in reader_folders(options):
-            yield lambda folder=folder: inputs.reader(folder)
+        yield from scoring_checks(inputs)
+    else:
+        for flag in metric_models(options):
+            yield lambda flag=flag: metric_model(options, flag)
     if run_options.resume_dir is not None:  # last, as all of it is read
         yield lambda: inputs.checkpoint
     if run_options.mode == "resume_training":
         yield lambda: check_steps(inputs)
         yield lambda: check_unchanged(inputs)
+
+
+def scoring_checks(inputs: Inputs) -> Iterator[Callable[[], object]]:
+    """The part of `checks` about what the job scores with: the models are there, and they are such that would load."""
+    options = inputs.options
+    for flag in metric_models(options):
+        yield lambda flag=flag: metric_model(options, flag)
+    for folder in reader_folders(options):
+        yield lambda folder=folder: inputs.reader(folder)
 
 
 def check(options: Options) -> Inputs:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from os.path import commonpath
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,12 +38,21 @@ SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded s
 Result = TypeVar("Result")
 
 
+class Room(NamedTuple):
+    """Bytes that a job will take on disk beyond what is there."""
+
+    what: str
+    at: Path
+    size: int
+
+
 @dataclass
 class Findings:
-    """What is wrong, each line once, and the rows of the table."""
+    """What is wrong, each line once, the rows of the table, and room by the folder that will take it."""
 
     problems: list[str] = field(default_factory=list)
     rows: dict[str, str] = field(default_factory=dict)
+    room: dict[Path, Room] = field(default_factory=dict)
 
     def of(self, call: Callable[[], Result]) -> Result | None:
         """What `call` gives; None where it finds something wrong, which is kept."""
@@ -57,10 +67,24 @@ class Findings:
         if line not in self.problems:
             self.problems.append(line)
 
+    def include(self, other: Findings) -> None:
+        """Takes in what was found of another job, whose table stands where there is none of a job yet."""
+        for problem in other.problems:
+            self.add(problem)
+        if "job" not in self.rows:
+            self.rows |= other.rows
+        self.room |= other.room
+
 
 def dry_run(options: Options, problems: list[str]) -> None:
     """Prints the table; raises Problems with all that is wrong, `problems` found before this among it."""
-    findings = look(options, problems)
+    show(look(options, problems))
+
+
+def show(findings: Findings) -> None:
+    """Prints the table; raises Problems with all that is wrong, too little room on disk among it."""
+    for problem in _lacking(findings.room.values()):
+        findings.add(problem)
     if findings.problems:
         raise Problems(findings.problems)
     width = max(map(len, findings.rows))
@@ -89,7 +113,8 @@ def look(options: Options, problems: Iterable[str] = (), readers: dict[Path, nn.
     if training:
         first = 0 if options.run.resume_dir is None else checkpoint.step_of(inputs.checkpoint)
         findings.rows["steps"] = _steps(options, len(corpus.train), first)
-        _disk(inputs, codec, _parameters(network), findings)
+        findings.room = _room(inputs, codec, _parameters(network))
+        findings.rows["disk"] = disk(findings.room.values())
     findings.rows["memory"] = _memory(options, _parameters(network), sum(frozen.values()), training)
     if missing := missing_metric_models(options):
         findings.rows["left out"] = f"metrics of {', '.join(missing)}, not on this machine"
@@ -167,8 +192,8 @@ def _moments(options: Options) -> int:
     return 1 if options.optim.optimizer == "lion" else 2
 
 
-def _disk(inputs: Inputs, codec: Codec | None, parameters: int, findings: Findings) -> None:
-    """What checkpoints and encoded splits will take that are not there yet, and whether there is room for it."""
+def _room(inputs: Inputs, codec: Codec | None, parameters: int) -> dict[Path, Room]:
+    """What checkpoints and encoded splits will take that are not there yet."""
     options = inputs.options
     run_dir = Path(options.run.resume_dir or options.run.output_dir or options.run.save_dir)
     training = options.training
@@ -177,33 +202,54 @@ def _disk(inputs: Inputs, codec: Codec | None, parameters: int, findings: Findin
     sizes = [2 * model] + [2 * model + moments] * saves  # the optimizer has none before the first step
     kept = sum(sizes[-training.keep_checkpoints - 1 :] if training.keep_checkpoints else sizes)
     there = sum(path.stat().st_size for path in (run_dir / checkpoint.FOLDER).rglob("*") if path.is_file())
-    needs = {"checkpoints": (run_dir, max(0, kept - (there if options.run.resume_dir else 0)))}
+    size = max(0, kept - (there if options.run.resume_dir else 0))
+    found = {run_dir / checkpoint.FOLDER: Room("checkpoints", run_dir, size)}
     if codec is not None:
         folder = Path(options.run.save_dir) / "latents"
-        missing = sum(_encoded_size(codec, inputs, name, folder) for name in ("train", "valid"))
-        needs["encoded splits"] = (folder, missing)
-    rooms: dict[int, tuple[str, int, int]] = {}  # by file system: a folder there, what is free, what is needed
-    for folder, size in needs.values():
-        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-        shown, free, needed = rooms.get(place.stat().st_dev, (str(folder), shutil.disk_usage(place).free, 0))
-        rooms[place.stat().st_dev] = shown, free, needed + size
-    for shown, free, needed in rooms.values():
-        if needed > free:
-            findings.add(
-                f"{shown}: {_size(needed)} are needed ({', '.join(needs)}) and {_size(free)} are free; make room, or "
-                "choose another --save_dir and --output_dir"
-            )
-    findings.rows["disk"] = ", ".join(f"{_size(size)} for {what} at {at}" for what, (at, size) in needs.items())
+        for name in ("train", "valid"):
+            place, size = _encoded(codec, inputs, name, folder)
+            found[place] = Room("encoded splits", folder, size)
+    return found
 
 
-def _encoded_size(codec: Codec, inputs: Inputs, name: str, folder: Path) -> int:
-    """Bytes that the encoded split will take, from the lengths of some of its texts; 0 where it is there."""
+def _encoded(codec: Codec, inputs: Inputs, name: str, folder: Path) -> tuple[Path, int]:
+    """Where the encoded split goes and its bytes, from the lengths of some of its texts; 0 where it is there."""
     texts, dtype = getattr(inputs.corpus, name).texts, inputs.options.codec.latent_dtype
-    if cache_folder(codec, texts, folder, f"{inputs.corpus.name}-{name}", dtype).is_dir():
-        return 0
+    place = cache_folder(codec, texts, folder, f"{inputs.corpus.name}-{name}", dtype)
+    if place.is_dir():
+        return place, 0
     some = texts[:: -(-len(texts) // SAMPLED)]
     positions = codec.positions(np.array(codec.token_lengths(some))).sum() * len(texts) / len(some)
-    return int(positions * codec.width * STORED[dtype].itemsize)
+    return place, int(positions * codec.width * STORED[dtype].itemsize)
+
+
+def _lacking(rooms: Collection[Room]) -> Iterator[str]:
+    """A complaint about each file system without the room that is needed there."""
+    by_device: dict[int, list[Room]] = {}
+    places = {}
+    for room in rooms:
+        place = next(each for each in (room.at.absolute(), *room.at.absolute().parents) if each.exists())
+        by_device.setdefault(place.stat().st_dev, []).append(room)
+        places[place.stat().st_dev] = place
+    for device, there in by_device.items():
+        needed, free = sum(room.size for room in there), shutil.disk_usage(places[device]).free
+        if needed > free:
+            what = ", ".join(dict.fromkeys(room.what for room in there))
+            yield (
+                f"{there[0].at}: {_size(needed)} are needed ({what}) and {_size(free)} are free; make room, or "
+                "choose another --save_dir and --output_dir"
+            )
+
+
+def disk(rooms: Collection[Room]) -> str:
+    """How much will be taken by what, and where."""
+    sums = []
+    for what in dict.fromkeys(room.what for room in rooms):
+        own = [room for room in rooms if room.what == what]
+        places = {room.at for room in own}
+        at = places.pop() if len(places) == 1 else commonpath(place.absolute() for place in places)
+        sums.append(f"{_size(sum(room.size for room in own))} for {what} at {at}")
+    return ", ".join(sums)
 
 
 def _size(count: float) -> str:

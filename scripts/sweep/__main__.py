@@ -32,12 +32,13 @@ from torch import nn
 
 from diffusion.training import checkpoint
 from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
-from scripts.composition.dry_run import look
-from scripts.composition.options import read_args
+from scripts.composition.checks import Inputs, scoring_checks
+from scripts.composition.dry_run import Findings, disk, look, show
+from scripts.composition.options import Options, read_args
 from scripts.evaluation.evaluation import result_folder
 from scripts.job.command_line import flags
 from scripts.job.console import note
-from scripts.job.errors import PlainParser, Problems, UsageError, run
+from scripts.job.errors import PlainParser, UsageError, run
 from scripts.job.locks import locked
 from scripts.sweep.file import Run, Sweep, read_sweep
 
@@ -74,22 +75,27 @@ def state_of(run: Run) -> State:
     return State(step, steps, tuple(missing))
 
 
-def check_unchanged(sweep: Sweep) -> None:
-    """Raises UsageError where a run was begun with other options than the file has now."""
-    for each in sweep.runs:
-        path = each.folder / "args.json"
-        if not path.is_file():
-            continue
-        try:
-            saved = read_args(each.folder)
-        except UsageError as error:
-            raise UsageError(f"{error}; remove the folder to run it anew") from None
-        for key, value in each.values.items():
-            if saved.get(key, value) != value:
-                raise UsageError(
-                    f"{each.folder}: was begun with {key} {saved[key]!r}, the file has {value!r}; choose another "
-                    "output_dir, or remove the folder to run it anew"
-                )
+def check_unchanged(run: Run) -> None:
+    """Raises UsageError where a run was begun with other options than it has by the file now."""
+    if not (run.folder / "args.json").is_file():
+        return
+    try:
+        saved = read_args(run.folder)
+    except UsageError as error:
+        raise UsageError(f"{error}; remove the folder to run it anew") from None
+    for key, value in run.values.items():
+        if saved.get(key, value) != value:
+            raise UsageError(
+                f"{run.folder}: was begun with {key} {saved[key]!r}, the file has {value!r}; choose another "
+                "output_dir, or remove the folder to run it anew"
+            )
+
+
+def check_scoring(run: Run, readers: dict[Path, nn.Module]) -> None:
+    """Raises the first that is wrong with the models which the evaluations of a run that are to come score with."""
+    for mode in state_of(run).missing:
+        for check in scoring_checks(Inputs(run.evaluations[mode], readers)):
+            check()
 
 
 def is_running(run: Run) -> bool:
@@ -191,13 +197,23 @@ def choose(runs: list[Run], share: str | None, task: int | None) -> list[Run]:
 
 
 def dry_run(sweep: Sweep, runs: list[Run]) -> None:
-    """Raises Problems with all that is wrong with any of the runs, each once; else prints what the first will take."""
+    """Raises Problems with all that is wrong with what is to come, each once; else prints what the first job will take
+    and the room on disk for all."""
     readers: dict[Path, nn.Module] = {}
-    findings = [look(each.options, readers=readers) for each in runs]
-    if problems := dict.fromkeys(problem for each in findings for problem in each.problems):
-        raise Problems(list(problems))
-    rows = {"runs": f"{len(runs)} under {sweep.output_dir}", **findings[0].rows}
-    print("\n".join(f"{name:<10}  {what}" for name, what in rows.items()), flush=True)
+    to_do = [each for each in runs if not state_of(each).is_done]
+    found = Findings(rows={"runs": f"{len(runs)} under {sweep.output_dir}: {len(to_do)} to do"})
+    for each in sweep.runs:
+        found.of(lambda each=each: check_unchanged(each))
+    for each in to_do:
+        for what, line in commands(each, sweep):
+            if what != "training" and not (each.folder / "args.json").is_file():  # nothing to evaluate is there yet
+                for check in scoring_checks(Inputs(each.evaluations[what], readers)):
+                    found.of(check)
+            elif (options := found.of(lambda line=line: Options.from_argv(line))) is not None:
+                found.include(look(options, readers=readers))
+    if found.room:
+        found.rows["disk"] = disk(found.room.values())
+    show(found)
 
 
 def main() -> None:
@@ -217,7 +233,11 @@ def main() -> None:
     elif asked.dry_run:
         dry_run(sweep, runs)
     else:
-        check_unchanged(sweep)
+        for each in sweep.runs:
+            check_unchanged(each)
+        readers: dict[Path, nn.Module] = {}
+        for each in runs:
+            check_scoring(each, readers)
         if status := run_all(sweep, runs, wait=asked.task is not None):
             raise SystemExit(status)
 

@@ -51,13 +51,13 @@ FIXED = {  # by training: an evaluation cannot change them
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One combination: what it is called, where it lies, its options and the evaluations that it is to have."""
+    """One combination: what it is called, where it lies, its options, and by mode those of its evaluations."""
 
     name: str
     folder: Path
     values: dict[str, Any]
     options: Options
-    evaluations: tuple[str, ...]
+    evaluations: dict[str, Options]
 
 
 @dataclass(frozen=True)
@@ -177,15 +177,15 @@ def _run(name: str, folder: Path, values: dict[str, Any], evaluations: dict[str,
     try:
         options = Options.from_argv(flags(values))
         check_flags(options)
-        chosen = []
+        chosen = {}
         for mode, own in evaluations.items():
             evaluated = replace(Options.from_argv(flags(values | own)), given=frozenset(own))
             if mode != "ppl_eval" or _has_likelihood(options):
-                check_flags(replace(evaluated, run=replace(evaluated.run, **{mode: True}, resume_dir="run")))
-                chosen.append(mode)
+                chosen[mode] = replace(evaluated, run=replace(evaluated.run, **{mode: True}, resume_dir=str(folder)))
+                check_flags(chosen[mode])
     except USER_ERRORS as error:
         raise UsageError(f"{name}: {error}") from None
-    return Run(name, folder, values, options, tuple(chosen))
+    return Run(name, folder, values, options, chosen)
 
 
 def _has_likelihood(options: Options) -> bool:

@@ -60,7 +60,7 @@ def test_each_run_is_evaluated(name, mode):
 
 def test_the_example_of_a_sweep_is_one():
     runs = read_sweep(ROOT / "scripts" / "diffusion" / "annealing.toml").runs
-    assert len(runs) == 18 and {run.evaluations for run in runs} == {("eval_test",)}
+    assert len(runs) == 18 and {tuple(run.evaluations) for run in runs} == {("eval_test",)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "diffusion").glob("*.toml")), ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from scripts.sweep import __main__ as sweep
 from scripts.sweep.file import read_sweep
 from tests.scripts.conftest import SWEEP_HEAD
 
+Usage = namedtuple("Usage", "total used free")
 OPTIONS = f"""{SWEEP_HEAD}
 timesteps = 20
 num_train_steps = 4
@@ -73,7 +75,7 @@ def lines(call, monkeypatch) -> list[str]:
 
 def test_every_combination_is_a_run_in_a_folder_named_by_what_varies(write, tmp_path):
     plan = read_sweep(write(GRID + "[eval_test]\nnum_samples = 3\n[ppl_eval]\n"))
-    assert [(run.name, run.evaluations) for run in plan.runs] == [
+    assert [(run.name, tuple(run.evaluations)) for run in plan.runs] == [
         ("method=mdlm,T_schedule=normal", ("eval_test", "ppl_eval")),
         ("method=mdlm,T_schedule=linear", ("eval_test", "ppl_eval")),
         ("method=latent,T_schedule=normal", ("eval_test", "ppl_eval")),
@@ -89,7 +91,7 @@ def test_every_combination_is_a_run_in_a_folder_named_by_what_varies(write, tmp_
 
 def test_a_run_without_a_likelihood_is_passed_over_among_others(write):
     grid = "[grid]\nmethod = ['diffusion_bert']\nspindle = ['type', 'frequency']\n[ppl_eval]\n"
-    assert [run.evaluations for run in read_sweep(write(grid)).runs] == [("ppl_eval",), ()]
+    assert [list(run.evaluations) for run in read_sweep(write(grid)).runs] == [["ppl_eval"], []]
 
 
 def test_a_file_without_a_grid_is_one_run(write):
@@ -261,11 +263,59 @@ def test_a_file_that_no_longer_says_what_was_run_is_refused(write, call, lines, 
 def test_a_dry_run_tells_what_is_wrong_with_any_run_and_leaves_nothing(write, call, tmp_path):
     path = write('[grid]\nmethod = ["mdlm", "latent"]\n')
     found = call(sweep.main, f"{path} --dry_run")
-    assert found.status == 0 and found.out.startswith("runs        2 under"), found
+    assert found.status == 0 and found.out.startswith("runs     2 under"), found
     path.write_text(path.read_text().replace('"bart-demo"', '"no/bart"').replace('"gpt2-demo"', '"no/gpt"'))
     found = call(sweep.main, f"{path} --dry_run")
     assert (found.status, len(found.errors)) == (2, 3)  # the codec, and the model of two flags
     assert not (tmp_path / "out").exists()
+
+
+def test_models_that_only_an_evaluation_needs_are_looked_at_before_anything_is_trained(
+    write, call, complaint, lines, tmp_path, monkeypatch
+):
+    path = write(ONE + '[eval_test]\nmauve_model = "no/mauve"\n')
+    for asked in ("", "--dry_run"):
+        assert "--mauve_model: " in complaint(sweep.main, f"{path} {asked}") and lines == []
+    head = path.read_text().replace('perplexity_model = "gpt2-demo"\n', "").replace("no/mauve", "gpt2-demo")
+    path.write_text(head)  # a default scorer, which is left out in training but not in the evaluation
+    monkeypatch.setattr("latent_models.codec._hub_snapshot", lambda name: None)
+    for asked in ("", "--dry_run"):
+        assert "scripts.cache_models gpt2-large" in complaint(sweep.main, f"{path} {asked}") and lines == []
+    path.write_text(head.replace("[eval_test]", "[ppl_eval]").replace('mauve_model = "gpt2-demo"\n', ""))
+    assert call(sweep.main, f"{path} --dry_run").status == 0  # likelihoods are scored by no other model
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_what_is_still_to_come_and_the_room_for_all_of_it(write, call, lines, monkeypatch):
+    path = write('[grid]\nmethod = ["mdlm", "gidd"]\n')
+
+    def megabytes() -> int:
+        found = call(sweep.main, f"{path} --dry_run")
+        assert found.status == 0, found.err
+        return int(re.search(r"disk +(\d+) MB for checkpoints", found.out).group(1))
+
+    both = megabytes()
+    assert call(sweep.main, f"{path} --run 1/2").status == 0
+    assert megabytes() == pytest.approx(both / 2, abs=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**9, 10**9, int((both - 2) * 1e6 / 2)))
+    assert call(sweep.main, f"{path} --dry_run").status == 2
+    assert call(sweep.main, f"{path} --run 2/2").status == 0
+    done = call(sweep.main, f"{path} --dry_run")
+    assert (done.status, done.out) == (0, f"runs  2 under {path.parent}/out: 0 to do\n")
+
+
+def test_a_dry_run_looks_at_what_broke_as_the_run_will_find_it(write, call, lines):
+    path = write(ONE + "[eval_test]\nnum_samples = 2\n")
+    assert call(sweep.main, str(path)).status == 0
+    (run,) = read_sweep(path).runs
+    for each in checkpoints(run.folder)[1:]:
+        (each / "ema.safetensors").unlink()
+    shutil.rmtree(run.folder / "evaluation")
+    assert call(sweep.main, f"{path} --dry_run").status == 0  # goes on from the first one
+    (checkpoints(run.folder)[0] / "ema.safetensors").unlink()
+    assert "no checkpoint is intact" in call(sweep.main, f"{path} --dry_run").err
+    path.write_text(path.read_text().replace("tx_depth = 1", "tx_depth = 2"))
+    assert "was begun with tx_depth 1, the file has 2" in call(sweep.main, f"{path} --dry_run").err
 
 
 # Several processes and signals: with a stand-in for the entry script, which needs seconds to start
