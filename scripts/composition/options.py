@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -189,6 +190,12 @@ TRAINED_WITH = (
 )  # fmt: skip
 # Where things lie may differ from machine to machine, and what writes x0 as text has no part in making it.
 MOVABLE = ("data_dir", "enc_dec_model", "decoder")
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Every option at its default, for runs that are older than some."""
+    return Options.from_argv([]).flat()
 
 
 def read_args(run_dir: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from errno import EINVAL
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from diffusion.training import checkpoint
 from latent_models.strict_json import parse
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.composition.options import Options, read_args
+from scripts.composition.options import defaults, read_args
 from scripts.evaluation.evaluation import HUMAN
 from scripts.evaluation.run_folder import parameters, scores, seconds_per_sample
 from scripts.job.errors import UsageError
@@ -119,12 +118,6 @@ def found_in(places: list[Path]) -> tuple[dict[Path, str], list[tuple[str, str]]
 def _natural(name: str) -> list[tuple[int, str]]:
     """An order in which run_10 comes after run_9."""
     return [(int(digits or 0), letters) for letters, digits in re.findall(r"(\D+)|(\d+)", name)]
-
-
-@cache
-def defaults() -> dict[str, Any]:
-    """Every option at its default, for runs that are older than some."""
-    return Options.from_argv([]).flat()
 
 
 def read_run(path: Path, title: str) -> Run:

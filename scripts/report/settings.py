@@ -13,8 +13,9 @@ from scipy.special import stdtrit
 
 from offline_metrics import report
 from offline_metrics.scores import Scores
+from scripts.composition.options import defaults
 from scripts.evaluation.evaluation import HUMAN
-from scripts.report.runs import SEED, Run, defaults
+from scripts.report.runs import SEED, Run
 
 # Options that change where things lie, how fast they go or what is written down, but not what comes out.
 ASIDE = {

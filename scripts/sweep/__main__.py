@@ -34,7 +34,7 @@ from diffusion.training import checkpoint
 from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
 from scripts.composition.checks import Inputs, scoring_checks
 from scripts.composition.dry_run import Findings, disk, look, show
-from scripts.composition.options import Options, read_args
+from scripts.composition.options import Options, defaults, read_args
 from scripts.evaluation.evaluation import result_folder
 from scripts.job.command_line import flags
 from scripts.job.console import note
@@ -80,14 +80,15 @@ def check_unchanged(run: Run) -> None:
     if not (run.folder / "args.json").is_file():
         return
     try:
-        saved = read_args(run.folder)
+        saved = defaults() | read_args(run.folder)
     except UsageError as error:
         raise UsageError(f"{error}; remove the folder to run it anew") from None
-    for key, value in run.values.items():
-        if saved.get(key, value) != value:
+    for key, value in run.options.flat().items():
+        if saved[key] != value:
+            now = "the file has" if key in run.values else "the file, without it, means"
             raise UsageError(
-                f"{run.folder}: was begun with {key} {saved[key]!r}, the file has {value!r}; choose another "
-                "output_dir, or remove the folder to run it anew"
+                f"{run.folder}: was begun with {key} {saved[key]!r}, {now} {value!r}; choose another output_dir, or "
+                "remove the folder to run it anew"
             )
 
 

@@ -1,6 +1,7 @@
 """Sweeps: what a file means, what runs, what is left alone, and what becomes of runs that break."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -258,6 +259,15 @@ def test_a_file_that_no_longer_says_what_was_run_is_refused(write, call, lines, 
     path.write_text(path.read_text().replace("tx_depth = 1", "tx_depth = 2"))
     message = complaint(sweep.main, str(path))
     assert "method=mdlm: was begun with tx_depth 1, the file has 2; choose another output_dir" in message
+    path.write_text(path.read_text().replace("tx_depth = 2", ""))
+    message = complaint(sweep.main, str(path))
+    assert "method=mdlm: was begun with tx_depth 1, the file, without it, means 6; choose" in message
+    path.write_text(path.read_text().replace("tx_dim = 64", "tx_dim = 64\ntx_depth = 1"))
+    (run,) = read_sweep(path).runs
+    saved = json.loads((run.folder / "args.json").read_text())
+    del saved["early_stop"]
+    (run.folder / "args.json").write_text(json.dumps(saved))  # of a run that is older than the option
+    assert call(sweep.main, f"{path} --dry_run").status == 0
 
 
 def test_a_dry_run_tells_what_is_wrong_with_any_run_and_leaves_nothing(write, call, tmp_path):
