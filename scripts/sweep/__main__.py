@@ -18,6 +18,7 @@ if __name__ == "__main__":  # signals are heard while the libraries load, which 
 
     leave_when_asked()
 
+import re
 import shlex
 import subprocess
 import sys
@@ -44,6 +45,7 @@ from scripts.sweep.file import Run, Sweep, read_sweep
 
 ENTRY = Path(__file__).parents[2] / "train_text_diffusion.py"
 LOCK, LOG = ".lock", "log.txt"
+HEADER = re.compile(rf"[-\d]{{10}} [:\d]{{8}} .*{re.escape(ENTRY.name)}")  # by `call`, above the words of each
 POLL = 0.1  # seconds
 
 
@@ -150,9 +152,15 @@ def advance(run: Run, sweep: Sweep, lock: BinaryIO, stop: StopSignals, title: st
 
 
 def _last_words(log: Path) -> str:
-    """The complaint that a log ends with."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{next((line for line in reversed(lines) if line.startswith('error: ')), lines[-1])} ({log})"
+    """The complaint that the last command of a log ended with."""
+    said = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if HEADER.match(line):
+            said = []
+        elif line.strip():
+            said.append(line)
+    last = said[-1] if said else "it said nothing"
+    return f"{next((line for line in reversed(said) if line.startswith('error: ')), last)} ({log})"
 
 
 def run_all(sweep: Sweep, chosen: list[Run], wait: bool) -> int:

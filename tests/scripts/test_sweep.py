@@ -253,6 +253,18 @@ def test_a_failed_run_does_not_stop_the_others_and_the_status_says_so(write, cal
     assert [str(sweep.state_of(run)) for run in read_sweep(path).runs] == ["to come", "done"]
 
 
+def test_of_a_log_the_words_of_the_last_command_count(write, monkeypatch, tmp_path):
+    (run,) = read_sweep(write(ONE)).runs
+    run.folder.mkdir(parents=True)
+    (tmp_path / "train_text_diffusion.py").write_text("import sys\nprint(*sys.argv[1:])")
+    monkeypatch.setattr(sweep, "ENTRY", tmp_path / "train_text_diffusion.py")
+    log = run.folder / sweep.LOG
+    for said in ("error: the disk is full", "train: 3%", ""):
+        with sweep.locked(run.folder / sweep.LOCK) as lock, sweep.listening() as stop:
+            assert sweep.call([said], run, lock, stop) == 0
+        assert sweep._last_words(log) == f"{said or 'it said nothing'} ({log})"
+
+
 def test_a_file_that_no_longer_says_what_was_run_is_refused(write, call, lines, complaint):
     path = write(ONE)
     assert call(sweep.main, str(path)).status == 0
