@@ -31,13 +31,11 @@ requeued() {
     return "$status"
 }
 
-# train_or_resume RUN_DIR FLAGS ...: sets `command` to what begins the run, or to what continues it.
+# train_or_resume RUN_DIR FLAGS ...: sets `command` to what begins the run, or to what continues it. The flags go with
+# either: of a run that is there the same ones change nothing, and others take effect or are refused.
 train_or_resume() {
-    local run=$1
+    local run=$1 place=(--output_dir "$1")
     shift
-    if [[ -e $run/args.json ]]; then
-        command=("$python" train_text_diffusion.py --resume_training --resume_dir "$run")
-    else
-        command=("$python" train_text_diffusion.py --output_dir "$run" "$@")
-    fi
+    if [[ -e $run/args.json ]]; then place=(--resume_training --resume_dir "$run"); fi
+    command=("$python" train_text_diffusion.py "${place[@]}" "$@")
 }

@@ -1,6 +1,7 @@
 """Shell scripts: they parse, and what they call is a command line that is understood."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from scripts.composition.flag_checks import check_flags
 from scripts.composition.options import Options
 from scripts.sweep.file import read_sweep
+from tests.scripts.conftest import Outcome
+from train_text_diffusion import main
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [
@@ -56,6 +59,45 @@ def test_each_run_is_evaluated(name, mode):
     assert done.stdout.splitlines()[:2] == [
         f"train_text_diffusion.py {mode} --resume_dir {run} --num_samples 7" for run in ("a", "b")
     ]
+
+
+def test_a_job_that_is_submitted_again_gives_the_run_its_flags(small_run, call, tmp_path):
+    script = 'source scripts/slurm/job.sh; train_or_resume "$@"; printf "%s\\n" "${command[@]:2}"'
+
+    def command(run_dir: Path, *flags: str) -> list[str]:
+        line = ["bash", "-c", script, "job", run_dir, *flags]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert command(tmp_path / "new", "--tx_dim", "64") == ["--output_dir", f"{tmp_path}/new", "--tx_dim", "64"]
+    run_dir = shutil.copytree(small_run("mdlm"), tmp_path / "run")
+    saved = Options.from_argv(["--gen_data", "--resume_dir", str(run_dir)]).flat()
+    keys = ("method", "dataset_name", "data_dir", "tx_dim", "random_seed", "num_train_steps", "learning_rate")
+    again = [f"--{key}={saved[key]}" for key in keys]
+
+    def looked_at(*more: str) -> Outcome:
+        return call(main, shlex.join(["--dry_run", *command(run_dir, *again, *more)]))
+
+    assert looked_at().status == 0
+    assert looked_at("--num_train_steps=6").out.count("steps    4 to 6 of") == 1
+    for flag in ("tx_dim=128", "random_seed=7"):
+        (line,) = looked_at(f"--{flag}").errors
+        assert flag.replace("=", " ") in line
+
+
+def test_a_method_that_was_killed_before_its_options_were_saved_begins_anew(tmp_path):
+    (tmp_path / "mdlm" / "checkpoints" / "step_00000000").mkdir(parents=True)
+    line = [ROOT / "scripts" / "diffusion" / "e2e_methods.sh", "data", tmp_path, "--tx_depth", "2"]
+
+    def training() -> str:
+        environment = os.environ | {"PYTHON": "echo", "METHODS": "mdlm", "STEPS": "8"}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[0]
+
+    assert f"--output_dir {tmp_path}/mdlm --tx_depth 2" in training()
+    (tmp_path / "mdlm" / "args.json").touch()
+    assert f"--resume_training --resume_dir {tmp_path}/mdlm --tx_depth 2" in training()
+    assert "--num_train_steps 8" in training()
 
 
 def test_the_example_of_a_sweep_is_one():
