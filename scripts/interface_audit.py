@@ -23,7 +23,8 @@ from offline_metrics import report
 from offline_metrics.likelihood import ratio
 from scripts.composition.build import System, load_system, shuffled
 from scripts.composition.dry_run import dry_run
-from scripts.composition.options import Options, reading_a_run
+from scripts.composition.flag_checks import OF_SAMPLES
+from scripts.composition.options import GROUPS, Options, parse, reading_a_run
 from scripts.evaluation.interface import (
     READINGS,
     Kind,
@@ -107,7 +108,8 @@ def audit(system: System) -> dict[str, Row]:
 
 
 def main() -> None:
-    options = Options.from_argv(reading_a_run(sys.argv[1:]), description=__doc__)
+    argv = reading_a_run(sys.argv[1:])
+    options = Options.from_groups(parse(GROUPS, argv, __doc__), argv, OF_SAMPLES | {"output_dir"})
     check_latent(options)
     if options.run.dry_run:
         return dry_run(options, [])

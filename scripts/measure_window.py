@@ -12,6 +12,7 @@ window is drawn with what each schedule spends on it, at every stage of T-range 
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from latent_models.frozen_encoder import IGNORED
 from offline_metrics import report
 from scripts.composition.build import System, load_system
 from scripts.composition.dry_run import dry_run
-from scripts.composition.options import GROUPS, MODES, Options, given_flags, parse
+from scripts.composition.options import GROUPS, Options, given_flags, parse, reading_a_run, refuse_modes
 from scripts.composition.recipes import with_recipe
 from scripts.evaluation.interface import LatentTexts
 from scripts.job.console import note
@@ -45,6 +46,7 @@ PILOT = {  # what the flags of a pilot are unless they are given; it needs neith
     "beta_schedule": "log_snr", "num_train_steps": "1500", "save_and_sample_every": NEVER, "train_batch_size": "32",
     "tx_dim": "128", "tx_depth": "4", "learning_rate": "2e-3", "lr_warmup_steps": "100", "ema_decay": "0.99",
 }  # fmt: skip
+READS = {"output_dir"}  # of what concerns a run that is trained
 TOLD = 0.99  # share of what the decoder writes right of clean latents from which on a text is told
 STEPS = 1000  # T of the schedules that are compared
 STAGES = (1.0, 0.2, 0.4, 0.6, 0.8)  # all training times, and the parts that T-range annealing begins with
@@ -65,16 +67,18 @@ class WindowOptions:
 
 def read(argv: list[str]) -> tuple[Options, WindowOptions]:
     """The options of a command line: of the run that it names, else of a pilot and where that lies."""
-    if not {"resume_dir", *MODES} & given_flags(argv):
-        argv = [*argv, *(f"--{flag}={value}" for flag, value in PILOT.items() if flag not in given_flags(argv))]
-    elif not set(MODES) & given_flags(argv):
-        argv = [*argv, "--gen_data"]
+    if "resume_dir" in (given := given_flags(argv)):
+        argv = reading_a_run(argv)
+    else:
+        refuse_modes(argv)
+        argv = [*argv, *(f"--{flag}={value}" for flag, value in PILOT.items() if flag not in given)]
     *groups, window = parse([*GROUPS, WindowOptions], with_recipe(argv), __doc__)
-    options = Options.from_groups(groups, argv)
+    options = Options.from_groups(groups, argv, READS)
     if options.method.method != "latent":
         raise UsageError(f"--method {options.method.method}: has no noise on latents; expected latent")
     if options.run.resume_dir is None and options.run.output_dir is None:
-        name = f"{options.data.dataset_name}-{Path(options.codec.enc_dec_model).name}"
+        corpus = Path(os.path.abspath(Path(options.data.data_dir, str(options.data.dataset_name))))  # or a path to it
+        name = f"{corpus.name}-{Path(options.codec.enc_dec_model).name}"
         options.run.output_dir = str(Path(options.run.save_dir) / "window" / name)
     return options, window
 
@@ -100,18 +104,15 @@ class Spent(NamedTuple):
 # --- the pilot --------------------------------------------------------------------------------------------------------
 
 
-def trained(options: Options) -> Path:
-    """The folder of a trained pilot, which is trained here unless it was before."""
+def to_train(options: Options) -> Options | None:
+    """The options by which the pilot is trained, those that it was begun with where it was; None where it is done."""
     folder = Path(options.run.output_dir)
-    if (folder / "args.json").is_file():
-        options, _ = read(["--resume_training", f"--resume_dir={folder}"])
-        step = checkpoint.step_of(checkpoint.find_checkpoint(folder))
-        note(f"{folder}: holds a pilot at step {step:,}, which is used with the options it was begun with")
-        if step >= options.training.num_train_steps:
-            return folder
-    with listening() as stop:
-        train(options, stop)
-    return folder
+    if not (folder / "args.json").is_file():
+        return options
+    begun = Options.from_argv(["--resume_training", f"--resume_dir={folder}"])
+    step = checkpoint.step_of(checkpoint.find_checkpoint(folder))
+    note(f"{folder}: holds a pilot at step {step:,}, which is used with the options it was begun with")
+    return begun if step < begun.training.num_train_steps else None
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -202,10 +203,16 @@ def tables(levels: list[Level], found: dict[str, Spent]) -> list[list[list[str]]
 
 def main() -> None:
     options, asked = read(sys.argv[1:])
-    if options.run.dry_run:
-        return dry_run(options, [])
+    only_looks = options.run.dry_run
     if options.run.resume_dir is None:
-        options, _ = read([f"--resume_dir={trained(options)}"])
+        if (pilot := to_train(options)) is not None:
+            if only_looks:
+                return dry_run(pilot, [])
+            with listening() as stop:
+                train(pilot, stop)
+        options, _ = read([f"--resume_dir={options.run.output_dir}"])
+    if only_looks:
+        return dry_run(options, [])
     system, step = load_system(options)
     levels = measure(system, asked.levels, asked.texts)
     gamma, squared_error, *_ = torch.tensor(levels, dtype=torch.float64).T

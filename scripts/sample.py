@@ -20,6 +20,7 @@ from tqdm import tqdm
 from scripts.composition.build import System, load_system, strategies_of
 from scripts.composition.checks import check_writable
 from scripts.composition.dry_run import dry_run
+from scripts.composition.flag_checks import OF_SAMPLES
 from scripts.composition.methods import METHODS
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
 from scripts.job.console import note, say
@@ -100,7 +101,7 @@ def show_steps(system: System) -> Watch:
 def main() -> None:
     argv = reading_a_run(sys.argv[1:])
     *groups, output = parse([*GROUPS, SampleOptions], argv, __doc__)
-    options = Options.from_groups(groups, argv)
+    options = Options.from_groups(groups, argv, OF_SAMPLES | {"mbr_candidates", "random_seed"})
     if output.output_file is not None:
         check_writable("output_file", Path(output.output_file).parent)
     check_sampling(options, output)

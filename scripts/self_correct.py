@@ -177,7 +177,7 @@ def report_of(before: list[str], results: list[dict[str, Any]]) -> dict[str, Any
 def main() -> None:
     argv = reading_a_run(sys.argv[1:])
     *groups, correction = parse([*GROUPS, CorrectionOptions], argv, __doc__)
-    options = Options.from_groups(groups, argv)
+    options = Options.from_groups(groups, argv, {"random_seed"})
     path, target = Path(correction.samples), Path(correction.output_file)
     check_writable("output_file", target.parent)
     check_run(options)

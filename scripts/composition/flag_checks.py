@@ -10,6 +10,7 @@ from diffusion.samplers import SamplingOptions
 from diffusion.schedules import time_grid, warped
 from diffusion.training.optim import OptimOptions
 from diffusion.training.options import TrainingOptions
+from offline_metrics.suite import MetricOptions
 from scripts.composition.methods import METHODS, Method, sampler_name
 from scripts.composition.options import Options
 from scripts.job.errors import UsageError
@@ -57,9 +58,26 @@ OWNERS = {
     "mbr_candidates": Owner("--condition_on_source", lambda o: o.tokens.condition_on_source),
 }
 OF_SAMPLES = {f.name for f in fields(SamplingOptions)} | {"num_samples"}
+OF_SCORES = {f.name for f in fields(MetricOptions)}
 READ_AFTERWARDS = {"eval_batch_size", "likelihood_draws", "random_seed"}  # of what stands with training
 OF_TRAINING = {f.name for group in (TrainingOptions, OptimOptions) for f in fields(group)} - READ_AFTERWARDS
 OF_TRAINING |= {"wandb_name"}
+# Why a flag that is not of training is void where a job does not read it. The other flags are read by every job.
+VOID = {
+    **dict.fromkeys(OF_SAMPLES, "is of samples, of which this makes none"),
+    **dict.fromkeys(OF_SCORES, "is of scores, of which this gives none"),
+    "mbr_candidates": "is of several texts for each source, of which this makes none",
+    "likelihood_draws": "is of likelihoods, of which this takes none",
+    "random_seed": "is not read by this, which has seeds of its own, so that runs can be compared",
+    "output_dir": "is not read by this, which writes nothing there",
+}
+SCORING = frozenset(OF_SAMPLES | OF_SCORES | {"mbr_candidates", "output_dir"})
+READ = {  # of those flags, by mode
+    "eval": SCORING,
+    "eval_test": SCORING,
+    "ppl_eval": {"likelihood_draws", "output_dir"},
+    "gen_data": OF_SAMPLES | {"output_dir"},
+}
 
 
 def check_flags(options: Options) -> None:
@@ -102,20 +120,14 @@ def check_flags(options: Options) -> None:
 
 
 def _check_evaluation(options: Options) -> None:
-    """Of a run that is trained: nothing can change how, and its likelihood is no matter of how texts are made."""
-    mode = options.run.mode
+    """Of a run that is trained: nothing can change how, nor is anything given that this job does not read."""
     for flag in sorted(options.given & OF_TRAINING):
         raise UsageError(f"--{flag} is of training, of which this does none; leave it out")
-    if mode == "gen_data":  # which stands for any script that reads a run, too
-        return
-    if "random_seed" in options.given:
-        raise UsageError(f"--random_seed: --{mode} has seeds of its own, so that runs can be compared; leave it out")
-    if mode == "ppl_eval":
+    reads = READ[options.run.mode] if options.reads is None else options.reads
+    for flag in sorted((options.given & VOID.keys()) - reads):
+        raise UsageError(f"--{flag} {VOID[flag]}; leave it out")
+    if options.run.mode == "ppl_eval":
         check_likelihood(options)
-        for flag in sorted(options.given & OF_SAMPLES):
-            raise UsageError(f"--{flag} changes samples; --ppl_eval is of the model as it was trained, leave it out")
-    elif "likelihood_draws" in options.given:
-        raise UsageError("--likelihood_draws belongs to --ppl_eval; leave it out")
 
 
 def check_likelihood(options: Options) -> None:

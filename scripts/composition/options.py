@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -121,6 +121,7 @@ class Options:
     sampling: SamplingOptions
     metrics: MetricOptions
     given: frozenset[str] = frozenset()  # flags that stood on the command line
+    reads: frozenset[str] | None = None  # what a script of its own makes of a run; None: as its mode says
 
     @classmethod
     def from_argv(
@@ -131,12 +132,15 @@ class Options:
         return cls.from_groups(parse(GROUPS, with_recipe(argv), description, problems), argv)
 
     @classmethod
-    def from_groups(cls, groups: Sequence[Any], argv: Sequence[str]) -> Options:
+    def from_groups(
+        cls, groups: Sequence[Any], argv: Sequence[str], reads: Collection[str] | None = None
+    ) -> Options:
         """The same from the groups that `parse` made, for a script with a group of its own beside them.
 
-        `argv` is what was given by hand: not the flags of a recipe, which may be void beside others.
+        `argv` is what was given by hand: not the flags of a recipe, which may be void beside others. `reads` are the
+        flags of `flag_checks.VOID` that a script which reads a run has a use for.
         """
-        options = cls(*groups, frozenset(given_flags(argv)))
+        options = cls(*groups, frozenset(given_flags(argv)), None if reads is None else frozenset(reads))
         return options if options.run.resume_dir is None else options._on_top_of(Path(options.run.resume_dir))
 
     def flat(self) -> dict[str, Any]:
@@ -167,7 +171,7 @@ class Options:
                     raise UsageError(f"--{key} {own[key]}: the run {run_dir} has {had!r}, which is fixed")
                 values[key] = own[key] if changed else had
             merged.append(group_type(**values))
-        return Options(*merged, self.given)
+        return Options(*merged, self.given, self.reads)
 
 
 GROUPS = (
@@ -175,7 +179,7 @@ GROUPS = (
     MaskedOptions, ScoreEntropyOptions, InterpolatingOptions, SpindleOptions, DenoiserOptions, TrainingOptions,
     OptimOptions, SamplingOptions, MetricOptions,
 )  # fmt: skip
-GROUP_NAMES = tuple(f.name for f in fields(Options) if f.name != "given")
+GROUP_NAMES = tuple(f.name for f in fields(Options) if f.name not in ("given", "reads"))
 MODEL_GROUPS = (  # they say what the model is
     "method", "data", "codec", "tokens", "gaussian", "survival", "d3pm", "masked", "score_entropy", "interpolating",
     "spindle", "denoiser",
@@ -218,16 +222,20 @@ def read_args(run_dir: Path) -> dict[str, Any]:
     return saved
 
 
+def refuse_modes(argv: Sequence[str]) -> None:
+    """Raises UsageError for a mode of training's command, on the command line of another script."""
+    for mode in MODES:
+        if mode in given_flags(argv):
+            raise UsageError(f"--{mode}: is a mode of train_text_diffusion.py; leave it out")
+
+
 def reading_a_run(argv: Sequence[str], mode: str = "gen_data") -> list[str]:
     """The command line of a script that reads a trained run, with the `mode` that loads one; raises UsageError.
 
     The modes of training's command mean nothing there, so that they are neither taken nor talked about.
     """
-    given = given_flags(argv)
-    for other in MODES:
-        if other in given:
-            raise UsageError(f"--{other}: is a mode of train_text_diffusion.py; leave it out")
-    if "resume_dir" not in given and not {"-h", "--help"} & set(argv):
+    refuse_modes(argv)
+    if "resume_dir" not in given_flags(argv) and not {"-h", "--help"} & set(argv):
         raise UsageError("expected --resume_dir, the folder of a trained run")
     return [*argv, f"--{mode}"]
 

@@ -23,7 +23,9 @@ from latent_models.corpora import DataOptions, load_corpus
 from scripts import train_decoder
 from scripts.composition.build import System, load_system
 from scripts.composition.demo_grammar import parse
-from scripts.composition.options import Options
+from scripts.composition.flag_checks import VOID
+from scripts.composition.options import GROUPS, Options
+from scripts.job.command_line import parse as parse_options
 from scripts.job.errors import run
 from tests.scripts.hub import Hub
 from tests.scripts.warm import Warm
@@ -158,7 +160,8 @@ def loaded() -> Callable[..., System]:
     """loaded(run_dir, "--flag", "value", ...) is the system of a run, made anew."""
 
     def load(run_dir: Path, *more: str) -> System:
-        return load_system(Options.from_argv(["--gen_data", "--resume_dir", str(run_dir), *more]))[0]
+        argv = ["--gen_data", "--resume_dir", str(run_dir), *more]
+        return load_system(Options.from_groups(parse_options(GROUPS, argv), argv, VOID))[0]  # which reads any flag
 
     return load
 

@@ -70,6 +70,18 @@ def test_a_pilot_is_trained_once_and_goes_on_where_it_was_cut_off(call, data_dir
     assert call(measure_window.main, line).out == first.out
 
 
+def test_a_dry_run_of_a_pilot_looks_at_what_would_be_done(small_run, call, tmp_path, data_dir):
+    line = f"{SMALL_RECIPE} {TRUNK} --data_dir {data_dir} --save_dir {tmp_path} --dry_run"
+    line = line.replace("--dataset_name plain", f"--dataset_name {data_dir}/plain")
+    looked_at = lambda: call(measure_window.main, line)  # noqa: E731
+    assert looked_at().out.startswith("job      train, latent, plain") and not list(tmp_path.iterdir())
+    folder = tmp_path / "window" / "plain-bart-demo"
+    shutil.copytree(small_run("latent"), folder)
+    assert (found := looked_at()).out.startswith("job      gen_data, latent, plain"), found
+    shutil.rmtree(folder / "checkpoints" / "step_00000004")
+    assert "steps    2 to 4 of" in looked_at().out
+
+
 def test_shares_of_a_schedule_are_those_of_its_stages():
     window = measure_window.Window(0.0, 1.0, 2.0, 1.0)
     schedule = measure_window.NoiseSchedule.from_betas(measure_window.BETA_SCHEDULES["linear"](1000))
@@ -86,6 +98,8 @@ def test_shares_of_a_schedule_are_those_of_its_stages():
         "--resume_dir {latent} --texts 0": "--texts 0",
         "--method mdlm": "--method mdlm: has no noise on latents",
         "--resume_dir nowhere": "nowhere",
+        "--eval_test --resume_dir {latent}": "--eval_test: is a mode of train_text_diffusion.py; leave it out",
+        "--resume_training": "--resume_training: is a mode of train_text_diffusion.py; leave it out",
     }.items(),
 )
 def test_what_cannot_be_measured_is_refused(small_run, complaint, line, wanted):

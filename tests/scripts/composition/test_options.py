@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from scripts import interface_audit, sample, self_correct, step_curves
+from scripts import interface_audit, measure_window, sample, self_correct, step_curves
 from scripts.composition.options import GROUPS, Options, given_flags
 from scripts.job.errors import USER_ERRORS, UsageError
 
@@ -256,6 +256,22 @@ def test_modes_and_run_folders_that_do_not_go_together(line, wanted):
 )
 def test_scripts_that_read_a_run_ask_for_that_and_for_no_mode(complaint, script, line, wanted):
     assert wanted in (said := complaint(script.main, line)) and not re.search("gen_data|eval_test", said)
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "wanted"),
+    [
+        (sample, "--mauve_seeds 5", "--mauve_seeds is of scores, of which this gives none; leave it out"),
+        (sample, "--output_dir x", "--output_dir is not read by this, which writes nothing there; leave it out"),
+        (interface_audit, "--random_seed 7", "--random_seed is not read by this, which has seeds of its own"),
+        (interface_audit, "--likelihood_draws 7", "--likelihood_draws is of likelihoods, of which this takes none"),
+        (measure_window, "--random_seed 7", "--random_seed is not read by this, which has seeds of its own"),
+        (measure_window, "--num_samples 7", "--num_samples is of samples, of which this makes none"),
+        (step_curves, "--cells ddim:2 --mbr_candidates 2", "--mbr_candidates belongs to --condition_on_source"),
+    ],
+)
+def test_scripts_that_read_a_run_refuse_what_they_do_not_read(complaint, small_run, script, line, wanted):
+    assert wanted in complaint(script.main, f"--resume_dir {small_run('latent')} {line}")
 
 
 # What a run remembers

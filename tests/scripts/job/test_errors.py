@@ -281,9 +281,9 @@ def test_a_run_without_its_statistics(refused, run_dir):
     [
         ("--method diffusion_bert --spindle frequency", "", "--spindle frequency has no likelihood"),
         ("--method diffusion_bert --spindle information", "", "--spindle information has no likelihood"),
-        ("--method mdlm --temperature 0.5", "--temperature 0.7", "--temperature changes samples"),
-        ("--method latent", "--temperature 0.7", "--temperature changes samples"),
-        ("--method ar", "--top_k 5", "--top_k changes samples"),
+        ("--method mdlm --temperature 0.5", "--temperature 0.7", "--temperature is of samples, of which this makes"),
+        ("--method latent", "--temperature 0.7", "--temperature is of samples, of which this makes none"),
+        ("--method ar", "--top_k 5", "--top_k is of samples"),
     ],
 )
 def test_what_has_no_likelihood_is_told_before_anything_is_loaded(refused, place, method, given, wanted):
@@ -300,10 +300,15 @@ def test_what_has_no_likelihood_is_told_before_anything_is_loaded(refused, place
         "--gen_data --T_schedule linear": "--T_schedule is of training, of which this does none",
         "--eval_test --wandb_name mine": "--wandb_name is of training",
         "--ppl_eval --num_train_steps 5": "--num_train_steps is of training",
-        "--eval_test --random_seed 7": "--random_seed: --eval_test has seeds of its own",
-        "--eval --likelihood_draws 4": "--likelihood_draws belongs to --ppl_eval",
-        "--ppl_eval --num_samples 7": "--num_samples changes samples",
-        "--ppl_eval --sampling_timesteps 7": "--sampling_timesteps changes samples",
+        "--eval_test --random_seed 7": "--random_seed is not read by this, which has seeds of its own",
+        "--eval --likelihood_draws 4": "--likelihood_draws is of likelihoods, of which this takes none",
+        "--ppl_eval --num_samples 7": "--num_samples is of samples, of which this makes none",
+        "--ppl_eval --sampling_timesteps 7": "--sampling_timesteps is of samples",
+        "--ppl_eval --mauve_seeds 5": "--mauve_seeds is of scores, of which this gives none",
+        "--gen_data --random_seed 7": "--random_seed is not read by this",
+        "--gen_data --likelihood_draws 7": "--likelihood_draws is of likelihoods",
+        "--gen_data --perplexity_model gpt2-demo": "--perplexity_model is of scores",
+        "--gen_data --mauve_seeds 5": "--mauve_seeds is of scores",
     }.items(),
 )
 def test_what_an_evaluation_would_not_read(refused, run_dir, line, wanted):
