@@ -1,4 +1,4 @@
-"""Scores any file of texts against a corpus, beside the human row.
+"""Scores any file of texts against a corpus, beside the human row, as an evaluation under seed 42 would.
 
     python -m scripts.evaluate_samples --samples FILE --dataset_name e2e [--split test]
 """
@@ -51,7 +51,8 @@ def main() -> None:
         corpus.train.texts,
         references,
         EXTRA_METRICS.get(corpus.name),
-        store=result_store(scoring.save_dir),
+        VALID_SEED,
+        result_store(scoring.save_dir),
     )
     rows = {HUMAN: suite.human_row(len(texts)), path.name: suite.score(texts)}
     print(report.table(rows, human=HUMAN))

@@ -686,6 +686,21 @@ def test_sampled_texts_can_be_scored_by_themselves(labelled, call, data_dir, tmp
     assert list((tmp_path / "features").glob("human_row-*"))
 
 
+def test_the_texts_of_an_evaluation_have_its_scores_by_themselves(plain, call, data_dir, tmp_path):
+    outcome = call(main, f"--eval --resume_dir {plain[0]} --num_samples 16 --output_dir {tmp_path}")
+    assert outcome.status == 0, outcome.err
+    (folder,) = tmp_path.glob("evaluation/valid_*/seed_42")
+    outcome = call(
+        evaluate_samples.main,
+        f"--samples {folder / 'beam.jsonl'} --split valid --dataset_name plain --data_dir {data_dir} {METRICS} "
+        f"--output_dir {tmp_path} --save_dir {tmp_path}",
+    )
+    assert outcome.status == 0, outcome.err
+    own, alone = (json.loads((place / "scores.json").read_text()) for place in (folder, tmp_path))
+    assert own["human"] == alone["human"] and own["human"]["mauve_train"] is not None
+    assert own["beam"] == alone["beam.jsonl"] and own["beam"]["mauve_train"] is not None
+
+
 def test_an_exported_run_is_small_and_samples_like_the_run(plain, call, tmp_path, loaded):
     run_dir = plain[0]
     target = tmp_path / "shared"
