@@ -2,10 +2,10 @@
 
     python -m scripts.pretrain_models --dataset_name demo --models both --name demo
 
-writes `pre_trained_models/bart-demo` and `pre_trained_models/gpt2-demo`, each with a model card. This is how the
-system works where no model can be downloaded. The BART is a denoising autoencoder: tokens of its input are masked
-(Lewis et al. 2020, arXiv:1910.13461) and its encoder states are noised, so that the decoder also reads states that
-are slightly off, which is what a diffusion model will hand it.
+writes `pre_trained_models/bart-demo` and `pre_trained_models/gpt2-demo`, each with a model card; what is there is
+never overwritten. This is how the system works where no model can be downloaded. The BART is a denoising autoencoder:
+tokens of its input are masked (Lewis et al. 2020, arXiv:1910.13461) and its encoder states are noised, so that the
+decoder also reads states that are slightly off, which is what a diffusion model will hand it.
 
 B batch, L positions, D width.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -36,14 +36,17 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from diffusion.randomness import normal, uniform
 from diffusion.training.batches import EpochBatches
+from diffusion.training.files import disk_errors, replacing
 from latent_models.corpora import Corpus, DataOptions, load_corpus
 from latent_models.frozen_encoder import FrozenEncoder
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts.composition.options import parse
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
-from scripts.pretraining.model_training import masked, train, write_card
+from scripts.job.hardware import device
+from scripts.pretraining.model_training import masked, new_folder, train, write_card
 
 BART_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # ids 0..4, as in the published BART
 READS = 0.9  # share of held-out tokens that a codec should write back at their place
@@ -124,6 +127,15 @@ def gpt2_tokenizer(texts: list[str], options: PretrainOptions) -> PreTrainedToke
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+class Pretrained(NamedTuple):
+    """A trained model, what is known of it, and the log of its training."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: dict[str, float]
+    log: list[dict]
+
+
 def batches(ids: list[list[int]], options: PretrainOptions, pad_id: int) -> Iterator[Tensor]:
     """Endless padded batches [B, L] of token ids."""
     for chosen in EpochBatches([len(row) for row in ids], options.batch_size, options.random_seed):
@@ -136,15 +148,16 @@ def bart_loss(model: BartForConditionalGeneration, options: PretrainOptions, gen
     mask_id = BART_SPECIAL.index("<mask>")
 
     def loss_of(ids: Tensor) -> Tensor:
+        ids = ids.to(model.device)
         valid = ids != pad  # [B, L]
-        corrupted = torch.rand(len(ids), 1, generator=generator) < 0.5
+        corrupted = uniform((len(ids), 1), generator, ids.device) < 0.5
         states = model.get_encoder()(
             masked(ids, options.mask_ratio * corrupted, mask_id, special, generator), attention_mask=valid.long()
         )[0]
         # Relative to the spread of the states themselves, so that larger states cannot outgrow the noise.
         spread = states[valid].std(0)
-        sigma = options.latent_noise * torch.rand(len(ids), 1, 1, generator=generator)
-        states = states + sigma * spread * torch.randn(states.shape, generator=generator)
+        sigma = options.latent_noise * uniform((len(ids), 1, 1), generator, ids.device)
+        states = states + sigma * spread * normal(states.shape, generator, ids.device)
         start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
         seen = masked(ids[:, :-1], options.decoder_token_dropout, mask_id, special, generator)
         return model(
@@ -157,7 +170,7 @@ def bart_loss(model: BartForConditionalGeneration, options: PretrainOptions, gen
     return loss_of
 
 
-def pretrain_bart(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]:
+def pretrain_bart(corpus: Corpus, options: PretrainOptions) -> Pretrained:
     tokenizer = bart_tokenizer(corpus.train.texts, options)
     torch.manual_seed(options.random_seed)  # transformers draws initial weights from the global generator
     model = BartForConditionalGeneration(
@@ -170,14 +183,14 @@ def pretrain_bart(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]
             bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
             forced_bos_token_id=0, forced_eos_token_id=2,
         )
-    )  # fmt: skip
+    ).to(device())  # fmt: skip
     ids = tokenizer(corpus.train.texts, truncation=True, max_length=options.max_length)["input_ids"]
     data = batches(ids, options, tokenizer.pad_token_id)
     generator = torch.Generator().manual_seed(options.random_seed)
     log = train(model, data, bart_loss(model, options, generator), options.bart_steps, options.learning_rate)
     codec = Seq2SeqCodec(model, FrozenEncoder(model.get_encoder(), tokenizer, options.max_length))
-    facts = {"parameters": model.num_parameters(), **held_out_facts(codec, corpus.valid.texts[:500]), "log": log}
-    return save(model, tokenizer, "bart", options), facts
+    facts = {"parameters": model.num_parameters(), **held_out_facts(codec, corpus.valid.texts[:500])}
+    return Pretrained(model, tokenizer, facts, log)
 
 
 def held_out_facts(codec: Seq2SeqCodec, texts: Sequence[str]) -> dict[str, float]:
@@ -201,7 +214,7 @@ def warn_of_reading(folder: Path, facts: dict, options: PretrainOptions) -> None
         )
 
 
-def pretrain_gpt2(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]:
+def pretrain_gpt2(corpus: Corpus, options: PretrainOptions) -> Pretrained:
     tokenizer = gpt2_tokenizer(corpus.train.texts, options)
     torch.manual_seed(options.random_seed)
     model = GPT2LMHeadModel(
@@ -210,30 +223,24 @@ def pretrain_gpt2(corpus: Corpus, options: PretrainOptions) -> tuple[Path, dict]
             n_head=options.gpt2_width // 32, n_positions=2 * options.max_length, bos_token_id=0, eos_token_id=0,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )
-    )  # fmt: skip
+    ).to(device())  # fmt: skip
     end = tokenizer.eos_token_id
     ids = tokenizer(corpus.train.texts, truncation=True, max_length=options.max_length)["input_ids"]
     padding = -100  # also the index that cross-entropy ignores
     data = batches([[end, *row, end] for row in ids], options, padding)
 
     def loss_of(rows: Tensor) -> Tensor:
+        rows = rows.to(model.device)
         return model(rows.clamp(min=0), attention_mask=(rows != padding).long(), labels=rows).loss
 
     log = train(model, data, loss_of, options.gpt2_steps, options.learning_rate)
     held_out = tokenizer(corpus.valid.texts[:1000], truncation=True, max_length=options.max_length)["input_ids"]
     with torch.no_grad():
-        rows = [torch.tensor([[end, *row]]) for row in held_out]
+        rows = [torch.tensor([[end, *row]], device=model.device) for row in held_out]
         nll = sum(model(row, labels=row).loss.item() * (row.numel() - 1) for row in rows)
     nll /= sum(row.numel() - 1 for row in rows)
-    facts = {"parameters": model.num_parameters(), "held_out_perplexity": math.exp(nll), "log": log}
-    return save(model, tokenizer, "gpt2", options), facts
-
-
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, options: PretrainOptions) -> Path:
-    folder = Path(options.output_dir) / f"{kind}-{options.name}"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    facts = {"parameters": model.num_parameters(), "held_out_perplexity": math.exp(nll)}
+    return Pretrained(model, tokenizer, facts, log)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -242,18 +249,24 @@ def main(argv: list[str] | None = None) -> None:
     options.name = options.name or corpus.name
     command = " ".join(["python -m scripts.pretrain_models", *(sys.argv[1:] if argv is None else argv)])
     trainers_of = {"gpt2": pretrain_gpt2, "bart": pretrain_bart}  # the codec last, as a warning may follow it
-    for kind in trainers_of if options.models == "both" else [options.models]:
+    kinds = list(trainers_of) if options.models == "both" else [options.models]
+    folders = {kind: new_folder(options.output_dir, f"{kind}-{options.name}") for kind in kinds}
+    for kind, folder in folders.items():
         start = time.monotonic()
-        folder, facts = trainers_of[kind](corpus, options)
+        model, tokenizer, facts, log = trainers_of[kind](corpus, options)
         seconds = time.monotonic() - start
         about = (
             f"Trained from scratch on the {len(corpus.train):,} training texts of the dataset `{corpus.name}`, "
             "tokenizer included. Nothing was downloaded."
         )
-        log = facts.pop("log")
         training = {"options": asdict(options), "dataset": corpus.name, "seconds": round(seconds), **facts, "log": log}
-        rows = facts | {"training time": f"{seconds / 60:.0f} min on {torch.get_num_threads()} CPU cores"}
-        write_card(folder, folder.name, about, rows, command, training)
+        cores = "a GPU" if device().type == "cuda" else f"{torch.get_num_threads()} CPU cores"
+        rows = facts | {"training time": f"{seconds / 60:.0f} min on {cores}"}
+        with replacing(folder) as beside:
+            with disk_errors(beside):
+                model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            write_card(beside, folder.name, about, rows, command, training)
         print((folder / "README.md").read_text(encoding="utf-8"), flush=True)
         if kind == "bart":
             warn_of_reading(folder, facts, options)

@@ -1,6 +1,8 @@
 """Pretraining from scratch: tokenizers write every text back, models load where users load them."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -93,6 +95,34 @@ def test_a_second_training_gives_the_same_weights(call, data_dir, tmp_path, mode
     assert call(pretrain_models.main, line).status == 0
     first, second = (Seq2SeqCodec.load(folder).model.state_dict() for folder in (models[0], tmp_path / "bart-plain"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_model_that_is_there_is_kept(models, call, complaint, data_dir, monkeypatch):
+    monkeypatch.setattr(pretrain_models, "train", lambda *given: pytest.fail("went on"))
+    before = [{path.name: path.stat().st_mtime_ns for path in folder.iterdir()} for folder in models]
+    line = f"--dataset_name plain --data_dir {data_dir} --output_dir {models[0].parent}"
+    for which, folder in (("both", models[1]), ("bart", models[0])):
+        assert f"{folder}: is there already; choose another --name" in complaint(
+            pretrain_models.main, f"{line} --models {which}"
+        )
+    assert [{path.name: path.stat().st_mtime_ns for path in folder.iterdir()} for folder in models] == before
+
+
+def test_a_model_is_there_whole_or_not_at_all(call, data_dir, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pretrain_models, "write_card", full)
+    line = f"--dataset_name plain --data_dir {data_dir} --output_dir {tmp_path} --models gpt2 --vocab_size 300"
+    outcome = call(pretrain_models.main, f"{line} --gpt2_width 32 --gpt2_depth 1 --gpt2_steps 1")
+    assert outcome.status == 2 and "No space left on device" in outcome.errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_models_are_trained_on_a_gpu(models):
+    for folder in models:
+        assert "min on a GPU" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--width 33", "--bart_steps 0", "--models t5", "--vocab_size -1"])
