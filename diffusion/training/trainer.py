@@ -243,7 +243,9 @@ class Trainer:
     def update(self, batches: Iterator[Share], T_k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; the mean loss over its micro-batches and the norm of the gradient before clipping.
 
-        An update that is skipped leaves weights, average and optimizer as they were; rate, range and data go on.
+        An update that is skipped leaves weights, average and optimizer as they were; rate, range and data go on. One
+        that the loss scaler alone does not make moves the average too, towards the weights as they are: a fused
+        optimizer does not say that it left them, and to ask would be to wait for the device at every update.
         """
         self.denoiser.train()
         update = Update(self.step + 1, T_k, self.optimizer.param_groups[0]["lr"], self.batches.position)
