@@ -192,7 +192,7 @@ class LatentDenoiser(Denoiser):
         self.read = nn.Linear(inputs, options.tx_dim)
         if narrow := options.bottleneck_dim:  # of 768 ELF found 128 best
             self.read = nn.Sequential(nn.Linear(inputs, narrow), nn.Linear(narrow, options.tx_dim))
-        self.write = _silent(nn.Linear(options.tx_dim, latent_dim))
+        self.write = silent(nn.Linear(options.tx_dim, latent_dim))
 
     def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
         if self.self_condition:
@@ -206,7 +206,7 @@ class TokenDenoiser(Denoiser):
     def __init__(self, vocab_size: int, options: DenoiserOptions, classes: int = 0, time_input: str = "input"):
         super().__init__(options, classes, options.chosen_time_input(time_input))
         self.read = _embedding(vocab_size, options.tx_dim)
-        self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
+        self.write = silent(nn.Linear(options.tx_dim, vocab_size))
 
     def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
         return self.read(xt)
@@ -222,7 +222,7 @@ class CausalDenoiser(Denoiser):
         super().__init__(options, classes, "none", Decoder)
         self.start = nn.Parameter(torch.randn(options.tx_dim))
         self.read = _embedding(vocab_size, options.tx_dim)
-        self.write = _silent(nn.Linear(options.tx_dim, vocab_size))
+        self.write = silent(nn.Linear(options.tx_dim, vocab_size))
 
     def embedded(self, xt: Tensor, x0_prev: Tensor | None) -> Tensor:
         return torch.cat([self._started(len(xt)), self._read(xt[:, :-1])], dim=1)
@@ -262,7 +262,8 @@ def _embedding(vocab_size: int, width: int) -> nn.Embedding:
     return nn.Embedding(vocab_size, width)
 
 
-def _silent(layer: nn.Linear) -> nn.Linear:
+def silent(layer: nn.Linear) -> nn.Linear:
+    """The layer, which puts out 0 before training."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

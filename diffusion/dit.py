@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 
-from diffusion.denoiser import DenoiserOptions
+from diffusion.denoiser import DenoiserOptions, silent
 from diffusion.positions import Positions
 
 FREQUENCIES = 128  # sines and as many cosines of the noise
@@ -111,7 +111,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, WIDENED * width), nn.GELU(approximate="tanh"), nn.Linear(WIDENED * width, width)
         )
-        self.adaLN_modulation = _silent(nn.Linear(condition, 6 * width))
+        self.adaLN_modulation = silent(nn.Linear(condition, 6 * width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, condition: Tensor, seen: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ class OutputLayer(nn.Module):
     def __init__(self, width: int, vocab_size: int, condition: int):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, bias=False)
-        self.linear = _silent(nn.Linear(width, vocab_size))
-        self.adaLN_modulation = _silent(nn.Linear(condition, 2 * width))
+        self.linear = silent(nn.Linear(width, vocab_size))
+        self.adaLN_modulation = silent(nn.Linear(condition, 2 * width))
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
@@ -154,9 +154,3 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, H, L, W / H] with pair i, its numbers i and i + W / 2H, turned by the angle of its position."""
     one, other = x.chunk(2, dim=-1)
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1).to(x.dtype)
-
-
-def _silent(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -17,9 +17,7 @@ from torch.nn.functional import pad
 
 from diffusion.gaussian import GaussianProcess
 from diffusion.process import Predict
-from diffusion.randomness import Randomness, uniform
-
-UNIFORM_SHARE = 0.1  # of a proposal: no step is so rare that a wrong guess of its cost could ruin the mean
+from diffusion.randomness import Randomness, systematic
 
 
 def squared_error(x0_hat: Tensor, x0: Tensor, valid: Tensor) -> Tensor:
@@ -57,17 +55,15 @@ def draws_of_diffusion(
 ) -> Tensor:
     """K draws [B, K] of the sum over the steps after `first`, which come with the chances `proposal` [T - first].
 
-    Any proposal gives the same mean. The steps of a text's draws share one random offset and are 1 / K apart in
-    cumulated chance, so that their mean varies little.
+    Any proposal gives the same mean. The steps of a text's draws are 1 / K apart in cumulated chance, so that their
+    mean varies little.
     """
     if first == process.timesteps:
         return torch.zeros(len(x0), draws, dtype=torch.float64, device=x0.device)
     worth = (step_weights(process)[first:] / proposal).to(x0.device)
     cumulated = proposal.cumsum(0).to(x0.device)
-    offset = uniform((len(x0),), generator, x0.device, torch.float64)
     nats = []
-    for k in range(draws):
-        u = (offset + k / draws) % 1
+    for u in systematic(len(x0), draws, generator, x0.device):
         place = torch.searchsorted(cumulated, u, right=True).clamp(max=len(cumulated) - 1)
         t = (first + 1 + place) / process.timesteps
         x0_hat = predict(process.corrupt(x0, t, generator), t)
@@ -95,8 +91,3 @@ def at_all_steps(process: GaussianProcess, steps: Sequence[int], values: Sequenc
 def costs_after(costs: Tensor) -> Tensor:
     """Nats [T] of all steps after each, by those of every step, which are its weight times its mean squared error."""
     return pad(costs[1:].flip(0).cumsum(0).flip(0), (0, 1))
-
-
-def proposal(costs: Tensor) -> Tensor:
-    """Chances of steps in proportion to their costs [n], a tenth of them shared out evenly."""
-    return (1 - UNIFORM_SHARE) * costs / costs.sum() + UNIFORM_SHARE * torch.ones_like(costs) / len(costs)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process import Predict, TokenProcess
-from diffusion.randomness import Randomness, uniform
+from diffusion.randomness import Randomness, systematic
 
 
 def draws_of_bound(
@@ -12,11 +12,7 @@ def draws_of_bound(
 ) -> Tensor:
     """K draws of the bound for each text [B, K] in nats, summed over its free positions.
 
-    The times of a text's draws share one random offset and are 1 / K apart, so that their mean varies little.
+    The times of a text's draws are 1 / K apart, so that their mean varies little.
     """
-    offset = uniform((len(x0),), generator, x0.device, torch.float64)
-    nats = []
-    for k in range(draws):
-        u = (offset + k / draws) % 1
-        nats.append(process.bound(predict, x0, free, u, generator).sum(1))
-    return torch.stack(nats, dim=1)
+    spread = systematic(len(x0), draws, generator, x0.device)
+    return torch.stack([process.bound(predict, x0, free, u, generator).sum(1) for u in spread], dim=1)

@@ -134,6 +134,12 @@ def stratified(count: int, generator: torch.Generator | RowsOf, device: torch.de
     return ((bins + uniform((count,), generator, dtype=torch.float64)) / count).to(device)
 
 
+def systematic(count: int, draws: int, generator: Randomness, device: torch.device | str | None = None) -> list[Tensor]:
+    """`draws` times u [count] in [0, 1) float64, those of a row 1 / draws apart: one random offset each."""
+    offset = uniform((count,), generator, device, torch.float64)
+    return [(offset + k / draws) % 1 for k in range(draws)]
+
+
 def _draw(random: Callable[..., Tensor], shape, generator, device, dtype) -> Tensor:
     if isinstance(generator, SampleGenerators | DrawsAt | RowsOf):
         return generator.draw(random, shape, device, dtype)

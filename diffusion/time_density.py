@@ -19,7 +19,12 @@ from torch import Tensor
 from diffusion.process import DiffusionError
 from diffusion.window import Levels
 
-UNIFORM_SHARE = 0.1  # of the draws: no time is left out, whatever was measured
+UNIFORM_SHARE = 0.1  # of the draws: no time is left out or so rare that what was measured could ruin a mean
+
+
+def proposal(worth: Tensor) -> Tensor:
+    """Chances of steps in proportion to what they are worth [n], a tenth of them shared out evenly."""
+    return (1 - UNIFORM_SHARE) * worth / worth.sum() + UNIFORM_SHARE * torch.ones_like(worth) / len(worth)
 
 
 def _loss(levels: Levels) -> tuple[Any, Any]:
@@ -51,8 +56,7 @@ class TimeDensity:
                 f"sigma^2 / alpha^2, and between the schedule's first step and its last, {edges[0]:.3g} to "
                 f"{edges[-1]:.3g}, it tells no time from another; set --noise_shift as scripts.measure_window says"
             )
-        measured = torch.from_numpy(rise / rise.sum())
-        self.probability = (1 - UNIFORM_SHARE) * measured + UNIFORM_SHARE / len(gamma)  # [T]
+        self.probability = proposal(torch.from_numpy(rise))  # [T]
         self.cumulated = self.probability.cumsum(0)  # [T]
         self.first = int((gamma < levels.start).sum())  # the step from which on a text is not told any more
 

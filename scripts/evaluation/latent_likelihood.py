@@ -25,13 +25,13 @@ from diffusion.gaussian_bound import (
     draws_of_diffusion,
     log_snr,
     prior_nats,
-    proposal,
     spread_steps,
     squared_error,
     step_weights,
 )
 from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators
+from diffusion.time_density import proposal
 from diffusion.training.objective import Batch
 from latent_models.token_codec import TokenCodec, word_counts
 from offline_metrics.likelihood import likelihood

@@ -19,13 +19,13 @@ from diffusion.gaussian_bound import (
     draws_of_diffusion,
     log_snr,
     prior_nats,
-    proposal,
     spread_steps,
     squared_error,
     step_weights,
 )
 from diffusion.guidance import own_estimate
 from diffusion.randomness import SampleGenerators, sample_seeds
+from diffusion.time_density import proposal
 
 ATOMS, COPIES, DRAWS = 16, 400, 16
 
