@@ -67,8 +67,6 @@ class InterpolatingOptions:
 class InterpolatingProcess:
     """GIDD as a `TokenProcess`; with p_uniform = 0 and the weights `raw` it is MDLM with alpha = 1 - t."""
 
-    loss_reads = step_reads = None
-
     def __init__(
         self,
         vocab_size: int,
@@ -81,6 +79,7 @@ class InterpolatingProcess:
     ):
         self.vocab_size, self.mask_id, self.timesteps = vocab_size, mask_id, timesteps
         self.p_uniform, self.max_weight = p_uniform, max_weight
+        self.loss_reads = self.step_reads = None if p_uniform > 0 else mask_id  # without noise what is seen is right
         self._clean = vocab_size - 1  # N
         self._noise_scale = 2 * p_uniform / (1 - p_uniform)  # c_t / sqrt(t (1 - t))
         self._training_weights = {"dynamic": self._dynamic, "clip": self._clipped, "raw": self.weights}[weights]
@@ -158,8 +157,9 @@ class InterpolatingProcess:
         t = (u**3 * (10 - 15 * u + 6 * u**2)).clamp(BOUND_MARGIN, 1 - BOUND_MARGIN)
         dt_du = 30 * (u * (1 - u)) ** 2
         xt = torch.where(free, self.corrupt(x0, t, generator), x0)
-        nats = self.integrand(predict(xt, t), x0, xt, t)
-        return torch.where(free, dt_du[:, None] * nats, 0.0)
+        at = Positions.where(free if self.loss_reads is None else free & (xt == self.loss_reads))
+        nats = self.integrand(predict(xt, t, at), at.of(x0), at.of(xt), at.times(t))
+        return dt_du[:, None] * at.spread(nats)
 
     def reverse(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p(x_s | x_t) [B, L, V] in float64, proportional to q(x_t | x_s) q_s(x_s | x_theta), for any s < t."""

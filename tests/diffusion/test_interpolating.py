@@ -356,7 +356,12 @@ def seen_by(p, xt, t):
 
 def exact(toy, p, kind):
     """The exact denoiser `cavity` or `posterior` of the toy, as log-probabilities with a column for the mask."""
-    return lambda xt, t: torch.nn.functional.pad(getattr(toy, kind)(seen_by(p, xt, t)), (0, 1)).log()
+
+    def predict(xt, t, at=None):
+        x0_hat = torch.nn.functional.pad(getattr(toy, kind)(seen_by(p, xt, t)), (0, 1)).log()
+        return x0_hat if at is None else at.of(x0_hat)
+
+    return predict
 
 
 def integral(toy, p, predict, points=600):
@@ -414,9 +419,9 @@ def test_the_bound_counts_free_positions_only_and_shows_the_others_as_they_are(t
     x0, free = torch.tensor([[1, 2]]).expand(n, 2), torch.tensor([[True, False]]).expand(n, 2)
     seen = []
 
-    def predict(xt, t):
+    def predict(xt, t, at):
         seen.append(xt)
-        return exact(toy, p, "cavity")(xt, t)
+        return exact(toy, p, "cavity")(xt, t, at)
 
     u = torch.linspace(0, 1 - 2**-53, n, dtype=torch.float64)  # both ends included
     nats = p.bound(predict, x0, free, u, generator())
@@ -433,7 +438,7 @@ def test_more_padding_changes_nothing():
     for x, extra in ((x0, 0), (padded, 4)):
         free = torch.arange(6 + extra) < torch.tensor(lengths)[:, None]
         wide = torch.nn.functional.pad(output, (0, 0, 0, extra))
-        predict = lambda xt, t, wide=wide: p.denoised(wide, xt, t)  # noqa: E731
+        predict = lambda xt, t, at, wide=wide: at.of(p.denoised(wide, xt, t))  # noqa: E731
         results.append(p.bound(predict, x, free, u, SampleGenerators([1, 2, 3], lengths)))
     assert torch.equal(results[0], results[1][:, :6]) and (results[1][:, 6:] == 0).all()
 
@@ -504,9 +509,9 @@ def test_a_chain_with_the_exact_estimate_ends_in_p_at_any_number_of_steps(share,
 def test_samples_of_the_exact_cavity_are_texts(toy, share):
     p, n, asked = process(share, 4, 3), 3000, []
 
-    def predict(xt, t):
+    def predict(xt, t, at=None):
         asked.append(t[0].item())
-        return exact(toy, p, "cavity")(xt, t)
+        return exact(toy, p, "cavity")(xt, t, at)
 
     g = generator(11)
     samples = sample_ancestral(p, predict, p.prior((n, 2), g), p.grid(200), generator=g)

@@ -74,6 +74,7 @@ def test_no_step_of_a_latent_sampler_waits(gaussian, tiny, sampler):
         ("sedd_absorb", sample_euler, 1, 1),
         ("sedd_uniform", sample_ancestral, 0, 1),
         ("gidd", sample_ancestral, 1, 2),  # two draws: the way and the token
+        ("gidd_masks_only", sample_ancestral, 2, 2),
     ],
 )
 def test_a_step_of_a_token_sampler_waits_no_more_than_it_must(ideal, tiny, name, sampler, positions, flags):
@@ -86,7 +87,9 @@ def test_a_step_of_a_token_sampler_waits_no_more_than_it_must(ideal, tiny, name,
     assert not waits.found["copy"]
 
 
-@pytest.mark.parametrize("name", ["gaussian", "mdlm", "importance-sampled", "sedd_absorb", "sedd_uniform", "gidd"])
+@pytest.mark.parametrize(
+    "name", ["gaussian", "mdlm", "importance-sampled", "sedd_absorb", "sedd_uniform", "gidd", "gidd_masks_only"]
+)
 def test_an_update_waits_for_nothing_but_the_number_of_masks(gaussian, ideal, tiny, generator, name):
     if name == "gaussian":
         process, x0 = gaussian(), torch.ones(B, L, D)
