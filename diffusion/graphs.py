@@ -17,6 +17,8 @@ from diffusion.categorical import filled
 from diffusion.masked import hide
 from diffusion.randomness import Randomness, uniform
 
+TINY = 1e-30  # never drawn, but keeps the bound finite where a step would rule the truth out
+
 
 class AbsorbingGraph:
     """A lost token turns into the mask and stays there; V counts the mask, which may be any id."""
@@ -42,11 +44,11 @@ class AbsorbingGraph:
 
     def apply_rate(self, score: Tensor) -> Tensor:
         """Q score, [B, L, V]."""
-        return (-score).select_scatter(self.without_mask(score).sum(-1), -1, self.mask_id)
+        return (-score).select_scatter(filled(score, self.mask_id, 0.0).sum(-1), -1, self.mask_id)
 
-    def without_mask(self, weights: Tensor) -> Tensor:
-        """Weights [B, L, V] of what a text can hold: the mask's become 0."""
-        return filled(weights, self.mask_id, 0.0)
+    def reverse(self, log_score: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        """`tweedie` but for a factor: a mask becomes y with chance (e^sigma - 1) s_y, else it stays; tokens stay."""
+        return moved(self, log_score, xt, torch.expm1(sigma))
 
     def log_scale(self, sigma: Tensor) -> Tensor:
         """[B] to be added to the network's output, so that output 0 is the score of a uniform guess, 1 / (n E)."""
@@ -100,9 +102,9 @@ class UniformGraph:
         """Q score, [B, L, V]."""
         return score.mean(-1, keepdim=True) - score
 
-    def without_mask(self, weights: Tensor) -> Tensor:
-        """Weights [B, L, V] of what a text can hold: all of them."""
-        return weights
+    def reverse(self, log_score: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+        """`tweedie` [B, L, V]."""
+        return tweedie(self, log_score, xt, sigma)
 
     def log_scale(self, sigma: Tensor) -> Tensor:
         """[B] to be added to the network's output: 0, a uniform guess has score 1 already."""
@@ -146,6 +148,20 @@ def transition_into(graph: Graph, x: Tensor, sigma: Tensor) -> Tensor:
 def staggered(graph: Graph, score: Tensor, sigma: Tensor) -> Tensor:
     """e^(-sigma Q) score [B, L, V] float64: p_s(y) / p_t(x_t), s with sigma less noise than t (Lou et al., sec. 4)."""
     return score.double() - torch.expm1(sigma)[:, None, None] * graph.apply_rate(score.double())
+
+
+def tweedie(graph: Graph, log_score: Tensor, xt: Tensor, sigma: Tensor) -> Tensor:
+    """Weights of p(x_s | x_t) [B, L, V] float64, s with sigma less noise than t (Lou et al. 2024, section 4)."""
+    back = staggered(graph, log_score.double().exp(), sigma).clamp(min=TINY)
+    return back * transition_into(graph, xt, sigma)
+
+
+def moved(graph: Graph, log_score: Tensor, xt: Tensor, chance: Tensor) -> Tensor:
+    """Weights [B, L, V] float64 of x_t moved at `chance` [B] times the reverse rates, made in one tensor."""
+    weights = log_score.to(torch.float64, copy=True).exp_().clamp_(min=TINY)
+    weights.mul_(chance[:, None, None] * graph.inflow(xt)).scatter_(-1, xt.unsqueeze(-1), 0.0)
+    stay = (1 - weights.sum(-1, keepdim=True)).clamp(min=0)  # a long step, or wrong scores, would leave more than all
+    return weights.scatter_(-1, xt.unsqueeze(-1), stay)
 
 
 def move_chance(sigma: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.categorical import sample_categorical, widened
 from diffusion.gaussian import like
-from diffusion.graphs import AbsorbingGraph, Graph, UniformGraph, move_chance, staggered, transition_into
+from diffusion.graphs import AbsorbingGraph, Graph, UniformGraph, move_chance, moved
 from diffusion.positions import Positions
 from diffusion.process import DiffusionError, Predict, check_choices
 from diffusion.randomness import Randomness, uniform
@@ -22,7 +22,6 @@ from diffusion.survival import Survival, SurvivalOptions
 TIME_MIN = 1e-3  # times between 0 and this count as this: ratios grow like 1 / sigma, and nothing is learnt below it
 MAX_SIGMA = 36.0  # e^-36 is the resolution of float64: beyond, no step back could be computed
 RECONSTRUCTION_SHARE = 0.05  # of the bound's draws go to its last term, which is small and varies little
-TINY = 1e-30  # never drawn, but keeps the bound finite where a step would rule the truth out
 
 
 @dataclass
@@ -107,18 +106,11 @@ class ScoreEntropyProcess:
         Exact at one position for exact scores and any s < t. Scores that no distribution has may give negative
         entries; they count as 0.
         """
-        lost = self.noise(t) - self.sigma(s)
-        back = staggered(self.graph, log_score.double().exp(), lost).clamp(min=TINY)
-        return self._distribution(back * transition_into(self.graph, xt, lost), s)
+        return self._distribution(self.graph.reverse(log_score, xt, self.noise(t) - self.sigma(s)), s)
 
     def euler(self, log_score: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """p(x_s | x_t) [B, L, V] float64 with the rates of time t held until s (Lou et al. 2024, section 4)."""
-        lost = (t.double() - s) * self._rate(t)
-        own = xt.unsqueeze(-1)
-        moves = lost[:, None, None] * self.graph.inflow(xt) * log_score.double().exp()
-        moves = moves.scatter(-1, own, 0.0)
-        stay = (1 - moves.sum(-1, keepdim=True)).clamp(min=0)  # a long step would leave more than all
-        return self._distribution(moves.scatter(-1, own, stay), s)
+        return self._distribution(moved(self.graph, log_score, xt, (t.double() - s) * self._rate(t)), s)
 
     def step(self, x0_hat: Tensor, xt: Tensor, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
         """x_s drawn from `reverse`, x0_hat being log-scores."""
@@ -162,9 +154,10 @@ class ScoreEntropyProcess:
         return self.survival.rate(t.double().clamp(min=TIME_MIN))
 
     def _distribution(self, weights: Tensor, s: Tensor) -> Tensor:
-        """Weights [B, L, V] made to sum to 1, without the mask where s = 0."""
-        weights = torch.where((s > 0)[:, None, None], weights, self.graph.without_mask(weights))
-        return weights / weights.sum(-1, keepdim=True)
+        """Weights [B, L, V] made to sum to 1 in their place, without the mask where s = 0."""
+        if self.graph.mask_id is not None:
+            weights[..., self.graph.mask_id] *= (s > 0)[:, None]
+        return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def _drawn(probabilities: Tensor, generator: Randomness) -> Tensor:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HfArgumentParser
 
-from diffusion.graphs import AbsorbingGraph, UniformGraph, log_odds, staggered, transition_into
+from diffusion.graphs import AbsorbingGraph, UniformGraph, log_odds, moved, staggered, transition_into, tweedie
 from diffusion.positions import Positions
 from diffusion.process import DiffusionError, TokenProcess
 from diffusion.randomness import SampleGenerators, sample_seeds
@@ -433,6 +434,33 @@ def test_one_step_of_exact_scores_recovers_the_earlier_distribution_at_one_posit
     ids = torch.arange(p.vocab_size)[None]
     log_score = at_t.log() - at_t.log()[ids.mT]  # [x_t, y]
     assert_equal(at_t @ p.reverse(log_score[None], ids, at(t), at(s))[0], at_s, 1e-7)
+
+
+@pytest.mark.parametrize("schedule", SURVIVALS)
+@pytest.mark.parametrize(("t", "s"), [(1.0, 0.0), (1.0, 0.3), (0.6, 0.599), (0.5, 0.001), (0.001, 0.0), (1e-9, 1e-10)])
+def test_the_absorbing_graphs_own_reverse_step_is_the_general_one(schedule, t, s):
+    p, t, s = process("absorb", schedule, n=7), at(t, 40), at(s, 40)
+    xt = p.corrupt(torch.randint(7, (40, 6), generator=generator()), t.clamp(min=0.5), generator(1))
+    log_score = p.denoised(3 * randn(40, 6, p.vocab_size), xt, t)
+    expected = tweedie(p.graph, log_score, xt, p.noise(t) - p.sigma(s))
+    expected[..., -1] *= (s > 0)[:, None]
+    assert_equal(p.reverse(log_score, xt, t, s), expected / expected.sum(-1, keepdim=True), 1e-12)
+
+
+def test_weights_of_a_step_are_made_in_one_tensor_and_leave_the_scores_alone():
+    graph, log_score, sizes = AbsorbingGraph(8, 7), randn(2, 3, 8), []
+    before = log_score.clone()
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if made.numel() == before.numel():
+                sizes.append(made.untyped_storage().data_ptr())
+            return made
+
+    with Made():
+        weights = moved(graph, log_score, torch.full((2, 3), 7), at(0.3, 2))
+    assert set(sizes) == {weights.data_ptr()} and torch.equal(log_score, before)
 
 
 def test_euler_is_analytic_for_the_absorbing_graph_with_loglinear_noise_only():
