@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from offline_metrics import report
 from offline_metrics.scores import Scores
 from offline_metrics.suite import MetricSuite
 from scripts.composition.build import System
+from scripts.evaluation.asked import asked_of_system, check_alike, is_whole, mark_whole
+from scripts.evaluation.run_folder import scores
 from scripts.job.console import note
-from scripts.job.processes import is_main, main_first, shared_out
+from scripts.job.processes import is_main, main_first, shared_out, told_by_main
 from scripts.sampling.conditional import add_pair_scores, candidate_sets, chosen, sample_candidates
 from scripts.sampling.samples_file import Samples
 from scripts.sampling.sampling import sample
@@ -142,15 +145,41 @@ class TrainingEvaluator:
         return scalars(evaluation.rows), evaluation.texts
 
 
-def evaluate_split(system: System, split: Split, seeds: tuple[int, ...], folder: Path) -> dict[str, Scores]:
-    """One evaluation for each seed, in a folder of its own; then mean and spread over the seeds in `folder`."""
-    by_row: dict[str, list[Scores]] = {}
-    for seed in seeds:
+def evaluate_split(system: System, split: Split, seeds: tuple[int, ...], folder: Path) -> None:
+    """One evaluation for each seed, in a folder of its own; then mean and spread over the seeds in `folder`.
+
+    A seed that was evaluated before is kept, so that what was cut short goes on. UsageError, before anything is made,
+    where it was asked otherwise; what is older than asked.json is made anew.
+    """
+    asked = asked_of_system(system)
+    places = {seed: folder / f"seed_{seed}" for seed in seeds}
+
+    def begin() -> list[int]:
+        """The seeds that are to come, whose places are free of what does not say what it was asked."""
+        check_alike(folder, asked)
+        missing = [seed for seed, place in places.items() if not is_whole(place)]
+        stale = [places[seed] for seed in missing if places[seed].exists()]
+        for place in stale:
+            shutil.rmtree(place)
+        for name in ("scores.json", "table.md") if missing else ():
+            (folder / name).unlink(missing_ok=True)
+        if stale:
+            note(f"{folder}: {', '.join(place.name for place in stale)} do not say what was asked; made anew")
+        return missing
+
+    missing = told_by_main(begin)
+    if kept := [str(seed) for seed in seeds if seed not in missing]:
+        note(f"{folder}: seed {', '.join(kept)} evaluated before and kept; remove the folder to make it anew")
+    for seed in missing:
         evaluation = evaluate(system, system.suite(split, seed), seed, system.sources(split, seed))
-        evaluation.write(folder / f"seed_{seed}")
-        for name, scores in evaluation.rows.items():
-            by_row.setdefault(name, []).append(scores)
-    rows = {name: report.aggregate(scores) for name, scores in by_row.items()}
-    if is_main():
-        print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
-    return rows
+        evaluation.write(places[seed])
+        if is_main():
+            mark_whole(places[seed], asked)
+    if not is_main():
+        return
+    by_row: dict[str, list[Scores]] = {}
+    for place in places.values():
+        for name, row in scores(place / "scores.json").items():
+            by_row.setdefault(name, []).append(row)
+    rows = {name: report.aggregate(found) for name, found in by_row.items()}
+    print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)

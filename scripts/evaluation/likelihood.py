@@ -18,22 +18,37 @@ from latent_models.token_codec import word_counts
 from offline_metrics.likelihood import likelihood
 from offline_metrics.scores import Scores
 from scripts.composition.build import System
+from scripts.evaluation.asked import asked_of_system, check_alike, is_whole, mark_whole
 from scripts.evaluation.evaluation import write_rows
 from scripts.evaluation.latent_likelihood import latent_likelihood
-from scripts.job.processes import is_main, shared_groups
+from scripts.evaluation.run_folder import scores
+from scripts.job.console import note
+from scripts.job.processes import is_main, shared_groups, told_by_main
 
 SEED = 42
 
 
-def evaluate_likelihood(system: System, name: str, folder: Path) -> dict[str, Scores]:
-    """Writes and prints nats per text, token and word of the split of that name; the first row is that of the run."""
-    if system.method.on_tokens:
+def evaluate_likelihood(system: System, name: str, folder: Path) -> None:
+    """Writes and prints nats per text, token and word of the split of that name; the first row is that of the run.
+
+    What was evaluated before is kept; UsageError where it was asked otherwise.
+    """
+    asked = asked_of_system(system)
+
+    def begin() -> bool:
+        check_alike(folder, asked)
+        return is_whole(folder)
+
+    if told_by_main(begin):
+        note(f"{folder}: evaluated before and kept; remove the folder to make it anew")
+        rows = scores(folder / "scores.json")
+    elif system.method.on_tokens:
         rows = {system.options.method.method: split_likelihood(system, name)}
     else:
         rows = latent_likelihood(system, name)
     if is_main():
         print(f"{folder}\n\n{write_rows(folder, rows)}", flush=True)
-    return rows
+        mark_whole(folder, asked)
 
 
 @torch.no_grad()

@@ -50,6 +50,21 @@ def shared_out(items: Sequence[Item], work: Callable[[Item], Made]) -> list[Made
     return [by_rank[i % count][i // count] for i in range(len(items))]
 
 
+def told_by_main(work: Callable[[], Made]) -> Made:
+    """What work() finds on the main process alone, known to all; an error there is raised by all."""
+
+    def attempt(_: None) -> tuple[Made | None, Exception | None]:
+        try:
+            return work(), None
+        except Exception as error:
+            return None, error
+
+    ((found, error),) = shared_out([None], attempt)
+    if error is not None:
+        raise error
+    return found
+
+
 def shared_groups(
     title: str, lengths: np.ndarray, size: int, work: Callable[[Tensor], Made]
 ) -> list[tuple[Tensor, Made]]:

@@ -36,6 +36,7 @@ from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGN
 from scripts.composition.checks import Inputs, scoring_checks
 from scripts.composition.dry_run import Findings, disk, look, show
 from scripts.composition.options import Options, defaults, read_args
+from scripts.evaluation.asked import asked_of, difference
 from scripts.evaluation.evaluation import result_folder
 from scripts.job.command_line import flags
 from scripts.job.console import note
@@ -73,7 +74,11 @@ def state_of(run: Run) -> State:
     """What lies in the folder of a run."""
     found = checkpoint.checkpoints(run.folder)
     step, steps = checkpoint.step_of(found[-1]) if found else 0, run.options.training.num_train_steps
-    missing = (m for m in run.evaluations if not (result_folder(run.folder, m, steps) / "scores.json").is_file())
+    missing = []
+    for mode, options in run.evaluations.items():
+        made = result_folder(run.folder, mode, steps)
+        if not (made / "scores.json").is_file() or difference(made, asked_of(options)):
+            missing.append(mode)
     return State(step, steps, tuple(missing))
 
 
@@ -92,6 +97,14 @@ def check_unchanged(run: Run) -> None:
                 f"{run.folder}: was begun with {key} {saved[key]!r}, {now} {value!r}; choose another output_dir, or "
                 "remove the folder to run it anew"
             )
+
+
+def check_asked(run: Run) -> None:
+    """Raises UsageError where a run was evaluated otherwise than the file has it now."""
+    for mode, options in run.evaluations.items():
+        made = result_folder(run.folder, mode, run.options.training.num_train_steps)
+        if words := difference(made, asked_of(options)):
+            raise UsageError(f"{made}: {words} by [{mode}]; put that back, or remove the folder to make it anew")
 
 
 def check_scoring(run: Run, readers: dict[Path, nn.Module]) -> None:
@@ -213,6 +226,8 @@ def dry_run(sweep: Sweep, runs: list[Run]) -> None:
     found = Findings(rows={"runs": f"{len(runs)} under {sweep.output_dir}: {len(to_do)} to do"})
     for each in sweep.runs:
         found.of(lambda each=each: check_unchanged(each))
+    for each in runs:
+        found.of(lambda each=each: check_asked(each))
     for each in to_do:
         for what, line in commands(each, sweep):
             if what != "training" and not (each.folder / "args.json").is_file():  # nothing to evaluate is there yet
@@ -246,6 +261,7 @@ def main() -> None:
             check_unchanged(each)
         readers: dict[Path, nn.Module] = {}
         for each in runs:
+            check_asked(each)
             check_scoring(each, readers)
         if status := run_all(sweep, runs, wait=asked.task is not None):
             raise SystemExit(status)

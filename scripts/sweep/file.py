@@ -32,7 +32,17 @@ from typing import Any, get_type_hints
 
 from latent_models.codec import first_line
 from scripts.composition.flag_checks import check_flags, check_likelihood
-from scripts.composition.options import GROUP_NAMES, GROUPS, MODEL_GROUPS, MODES, Options, fits, kind_name
+from scripts.composition.options import (
+    GROUP_NAMES,
+    GROUPS,
+    MODEL_GROUPS,
+    MODES,
+    REMEMBERED,
+    Options,
+    RunOptions,
+    fits,
+    kind_name,
+)
 from scripts.evaluation.evaluation import RESULTS
 from scripts.job.command_line import flags
 from scripts.job.errors import USER_ERRORS, UsageError
@@ -47,6 +57,7 @@ KINDS = {f.name: get_type_hints(group)[f.name] for group in GROUPS for f in fiel
 FIXED = {  # by training: an evaluation cannot change them
     f.name for name, group in zip(GROUP_NAMES, GROUPS, strict=True) for f in fields(group) if name in MODEL_GROUPS
 }
+OF_ONE_CALL = {f.name for f in fields(RunOptions)} - {*REMEMBERED}  # an evaluation does not find them in args.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +190,8 @@ def _run(name: str, folder: Path, values: dict[str, Any], evaluations: dict[str,
         check_flags(options)
         chosen = {}
         for mode, own in evaluations.items():
-            evaluated = replace(Options.from_argv(flags(values | own)), given=frozenset(own))
+            trained = {key: value for key, value in values.items() if key not in OF_ONE_CALL}
+            evaluated = replace(Options.from_argv(flags(trained | own)), given=frozenset(own))
             if mode != "ppl_eval" or _has_likelihood(options):
                 chosen[mode] = replace(evaluated, run=replace(evaluated.run, **{mode: True}, resume_dir=str(folder)))
                 check_flags(chosen[mode])

@@ -454,8 +454,8 @@ def test_eval_test_gives_mean_and_spread_over_five_seeds(plain, call, tmp_path):
 
 
 def test_more_samples_than_references_are_told(plain, call, tmp_path):
-    line = f"--eval --resume_dir {plain[0]} --output_dir {tmp_path} --num_samples"
-    enough, many = call(main, f"{line} 24"), call(main, f"{line} 26")
+    line = f"--eval --resume_dir {plain[0]} --output_dir {tmp_path}"
+    enough, many = call(main, f"{line}/enough --num_samples 24"), call(main, f"{line} --num_samples 26")
     assert "samples asked" not in enough.err
     assert "26 samples asked but the references hold 24 texts: MAUVE compares 24 with 24" in many.err
     scores = json.loads((tmp_path / "evaluation" / "valid_step_00000004" / "scores.json").read_text())

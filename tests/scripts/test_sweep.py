@@ -282,6 +282,30 @@ def test_a_file_that_no_longer_says_what_was_run_is_refused(write, call, lines, 
     assert call(sweep.main, f"{path} --dry_run").status == 0
 
 
+def test_an_evaluation_counts_as_the_file_asks_for_it(write, call, lines, complaint):
+    path = write(ONE + "[eval_test]\nnum_samples = 2\n[ppl_eval]\n")
+    assert call(sweep.main, str(path)).status == 0
+    text = path.read_text()
+
+    def state(changed: str) -> str:
+        path.write_text(changed)
+        return str(sweep.state_of(*read_sweep(path).runs))
+
+    for changed, still, words in (
+        (text.replace("num_samples = 2", "num_samples = 3"), "eval_test", "--num_samples 2, and asked is 3"),
+        (text.replace("num_samples = 2", ""), "eval_test", "--num_samples 2, and asked is 4"),  # of [options]
+        (text.replace("num_samples = 2", "num_samples = 2\ntop_p = 0.5"), "eval_test", "--top_p 1.0, and asked is 0.5"),
+        (text + "likelihood_draws = 3\n", "ppl_eval", "--likelihood_draws 2, and asked is 3"),
+    ):
+        assert state(changed) == f"trained, {still} to come"
+        assert f"{words} by [{still}]; put that back" in complaint(sweep.main, str(path))
+    assert state(text.replace("num_samples = 2", "num_samples = 2\nmetric_batch_size = 8")) == "done"
+    (run,) = read_sweep(path).runs
+    for record in run.folder.rglob("asked.json"):
+        record.unlink()
+    assert state(text.replace("num_samples = 2", "num_samples = 3")) == "done"  # of before: nobody knows
+
+
 def test_a_dry_run_tells_what_is_wrong_with_any_run_and_leaves_nothing(write, call, tmp_path):
     path = write('[grid]\nmethod = ["mdlm", "latent"]\n')
     found = call(sweep.main, f"{path} --dry_run")

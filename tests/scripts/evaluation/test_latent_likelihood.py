@@ -90,7 +90,7 @@ def test_the_command_writes_both_rows_the_same_each_time(small_run, call, tmp_pa
         assert outcome.status == 0, outcome.err
         folders.append(tmp_path / name / "evaluation" / "likelihood_step_00000004")
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
-    assert one == two and one.keys() == {"scores.json", "table.md"}
+    assert one == two and one.keys() == {"scores.json", "table.md", "asked.json"}
     rows = json.loads(one["scores.json"])
     assert next(iter(rows)) == "latent" and set(rows) <= {"latent", "latent, least bound"}
     for title, row in rows.items():

@@ -121,7 +121,7 @@ def test_files_are_the_first_candidate_and_the_choice(evaluated, system):
         sets = candidate_sets(samples, K)
         own = folder / f"seed_{seed}"
         assert {path.name for path in own.iterdir()} == {
-            "sample.jsonl", "mbr.jsonl", "candidates.jsonl", "scores.json", "table.md", "timing.json"
+            "sample.jsonl", "mbr.jsonl", "candidates.jsonl", "scores.json", "table.md", "timing.json", "asked.json"
         }  # fmt: skip
         assert read_texts(own / "candidates.jsonl") == samples.first
         assert json.loads((own / "timing.json").read_text())["samples"] == 4 * K
