@@ -13,7 +13,6 @@ if __name__ == "__main__":  # signals are heard while the libraries load, which 
     leave_when_asked()
 
 import csv
-import sys
 import time
 from contextlib import ExitStack
 from itertools import count
@@ -30,12 +29,12 @@ from diffusion.training.trainer import Trainer
 from scripts.composition.build import build, fit_space, load_space, load_system
 from scripts.composition.checks import Inputs, check, check_new
 from scripts.composition.dry_run import dry_run
-from scripts.composition.options import Options, given_flags
+from scripts.composition.options import Options
 from scripts.composition.spaces import save_space
 from scripts.evaluation.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
 from scripts.evaluation.likelihood import evaluate_likelihood
 from scripts.job.console import note
-from scripts.job.errors import run
+from scripts.job.errors import UsageError, run
 from scripts.job.locks import training_in
 from scripts.job.processes import is_main, join
 from scripts.sampling.sampling import Given, sample
@@ -180,11 +179,12 @@ MODES = {
 
 
 def main() -> None:
-    if "dry_run" in given_flags(sys.argv[1:]):
-        problems: list[str] = []
-        dry_run(Options.from_argv(description=__doc__, problems=problems), problems)
-        return
-    options = Options.from_argv(description=__doc__)
+    problems: list[str] = []
+    options = Options.from_argv(description=__doc__, problems=problems)
+    if options.run.dry_run:
+        return dry_run(options, problems)
+    if problems:
+        raise UsageError(problems[0])
     with listening() as stop:
         join()
         MODES[options.run.mode](options, stop)

@@ -16,10 +16,10 @@ from typing import ClassVar
 
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.composition.build import load_system
+from scripts.composition.build import load_system, strategies_of
 from scripts.composition.dry_run import dry_run
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
-from scripts.evaluation.cells import check_cells, score_cell, title, with_cell
+from scripts.evaluation.cells import by_cell, check_cells, score_cell, title, with_cell
 from scripts.evaluation.evaluation import HUMAN, TEST_SEEDS, write_rows
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
@@ -50,12 +50,15 @@ def main() -> None:
     argv = reading_a_run(sys.argv[1:], "eval_test")
     *groups, curves = parse([*GROUPS, CurveOptions], argv, __doc__)
     options = Options.from_groups(groups, argv)
+    strategies = strategies_of(options)
+    strategy = curves.strategy or strategies[0]
+    if strategy not in strategies:
+        raise UsageError(f"--strategy {strategy!r} is not one of: {', '.join(strategies)}")
+    for cell in curves.cells:
+        by_cell(options, cell)
     if options.run.dry_run:
         return dry_run(options, [])
     system, step = load_system(options)
-    strategy = curves.strategy or system.space.strategies[0]
-    if strategy not in system.space.strategies:
-        raise UsageError(f"--strategy {strategy!r} is not one of: {', '.join(system.space.strategies)}")
     run_options = system.options.run
     folder = Path(run_options.output_dir or run_options.resume_dir) / "evaluation" / f"curves_step_{step:08d}"
     for cell in curves.cells:

@@ -35,6 +35,7 @@ from scripts.job.errors import USER_ERRORS, Problems
 FLOAT = 4  # bytes; the weights are float32 whatever --mixed_precision says
 MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes that the system counts memory in
 SAMPLED = 1_000  # texts whose tokens are counted, for the size of the encoded splits
+ENCODED = {"train": ("train", "valid"), "resume_training": ("train", "valid"), "ppl_eval": ("test",)}  # splits by mode
 Result = TypeVar("Result")
 
 
@@ -135,6 +136,8 @@ def _network(inputs: Inputs, codec: Codec | None) -> nn.Module:
     run_dir = None if options.run.resume_dir is None else Path(options.run.resume_dir)
     if codec is None:
         space = fit_space(options, inputs.corpus) if run_dir is None else load_space(options, run_dir)
+        for name in ENCODED.get(options.run.mode, ()):  # which tells of characters that the tokenizer does not have
+            space.data(inputs.corpus, name, None)
     else:
         levels = levels_of(options.gaussian.window, run_dir)
         space = SimpleNamespace(codec=codec, levels=levels)  # all that process and network need to know of latents

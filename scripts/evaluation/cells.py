@@ -13,6 +13,7 @@ from offline_metrics.scores import Scores
 from scripts.composition.build import System
 from scripts.composition.flag_checks import check_flags
 from scripts.composition.methods import METHODS
+from scripts.composition.options import Options
 from scripts.evaluation.evaluation import evaluate
 from scripts.evaluation.run_folder import as_scores, read
 from scripts.job.command_line import parse
@@ -57,23 +58,24 @@ def dial_of(cell: str) -> tuple[str, str, float | None]:
         return fixed, dial, None
 
 
-def with_cell(system: System, cell: str) -> System:
-    """The same run sampled in another way; UsageError or DiffusionError for one that the method does not have."""
-    pairs, usual = pairs_of(cell), system.options.sampling
+def by_cell(options: Options, cell: str) -> Options:
+    """The options of a run that is sampled in another way; UsageError or DiffusionError where it has no such way."""
+    pairs, usual, method = pairs_of(cell), options.sampling, options.method.method
     known = {field.name for field in fields(SamplingOptions)}
     if unknown := pairs.keys() - known:
         raise UsageError(f"--cells {cell}: {min(unknown)} is no flag of sampling; expected {', '.join(sorted(known))}")
-    name = pairs.get("sampler", usual.sampler)
-    samplers = METHODS[system.options.method.method].samplers
-    if name not in ("default", *samplers):
-        raise UsageError(
-            f"--cells {cell}: --method {system.options.method.method} has the samplers {', '.join(samplers)}"
-        )
+    if pairs.get("sampler", usual.sampler) not in ("default", *METHODS[method].samplers):
+        raise UsageError(f"--cells {cell}: --method {method} has the samplers {', '.join(METHODS[method].samplers)}")
     (asked,) = parse([SamplingOptions], [f"--{flag}={value}" for flag, value in pairs.items()])
     sampling = replace(usual, **{flag: getattr(asked, flag) for flag in pairs})
-    options = replace(system.options, sampling=sampling, given=frozenset(pairs))
-    check_flags(options)
-    chosen = replace(system, options=options)
+    chosen = replace(options, sampling=sampling, given=frozenset(pairs))
+    check_flags(chosen)
+    return chosen
+
+
+def with_cell(system: System, cell: str) -> System:
+    """The same run sampled in another way, as `by_cell` has it."""
+    chosen = replace(system, options=by_cell(system.options, cell))
     _ = chosen.times  # refuses a number of steps that the process cannot take
     return chosen
 

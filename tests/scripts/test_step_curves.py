@@ -78,8 +78,9 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
         "--cells ddim:3 --strategy greedy": "--strategy 'greedy' is not one of",
     }.items(),
 )
-def test_a_cell_that_cannot_be_is_refused_before_anything_is_sampled(call, line, wanted, tmp_path):
+@pytest.mark.parametrize("asked", ["", "--dry_run"])
+def test_a_cell_that_cannot_be_is_refused_before_anything_is_sampled(call, line, wanted, asked, tmp_path):
     with pytest.raises(USER_ERRORS, match=wanted) as error:
-        call(line)
+        call(f"{line} {asked}")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

@@ -113,6 +113,20 @@ def test_a_disk_without_room(told, monkeypatch):
     assert re.search(r"saved.*: \d+ MB are needed \(checkpoints, encoded splits\) and 0 MB are free; make room", line)
 
 
+def test_a_character_that_the_training_texts_do_not_have(told, call, tmp_path):
+    (tmp_path / "own").mkdir()
+    for split, text in (("train", "abc"), ("valid", "abß"), ("test", "ab")):
+        (tmp_path / "own" / f"{split}.txt").write_text(f"{text}\n")
+    (line,) = told(f"--method mdlm --tokenizer char --dataset_name {tmp_path}/own {METRICS}")
+    assert "the valid split of 'own': text 1: holds the character" in line
+
+
+def test_a_dry_run_that_is_none_does_the_job_or_says_the_first_that_is_wrong(call):
+    found = call(main, "--dry_run=false --dataset_name sst --tx_dim 100 --learning_rate nan")
+    assert found.status == 2 and [line.split()[1] for line in found.errors] == ["--tx_dim"]
+    assert "unknown dataset 'sst'" in call(main, "--dry_run=false --dataset_name sst").errors[0]
+
+
 @pytest.mark.parametrize("mode", ["eval_test", "gen_data", "resume_training"])
 def test_a_run_that_is_damaged(call, small_run, tmp_path, mode):
     run_dir = Path(shutil.copytree(small_run("latent"), tmp_path / "run"))
