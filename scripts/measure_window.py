@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from diffusion.guidance import own_estimate
 from diffusion.schedules import BETA_SCHEDULES, NoiseSchedule, tan_betas
@@ -28,13 +27,12 @@ from diffusion.training.files import write_text
 from diffusion.training.progress import progress_bar
 from diffusion.training.signals import listening
 from diffusion.window import Levels, Window, information_rate
-from latent_models.frozen_encoder import IGNORED
 from offline_metrics import report
 from scripts.composition.build import System, load_system
 from scripts.composition.dry_run import dry_run
 from scripts.composition.options import GROUPS, Options, given_flags, parse, reading_a_run, refuse_modes
 from scripts.composition.recipes import with_recipe
-from scripts.evaluation.interface import LatentTexts
+from scripts.evaluation.interface import READINGS, LatentTexts, readings
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
 from scripts.report.window import page
@@ -121,30 +119,26 @@ def to_train(options: Options) -> Options | None:
 @torch.no_grad()
 def measure(system: System, levels: int, texts: int) -> list[Level]:
     """What held-out texts tell at levels of noise from the lowest to the highest of the system's schedule."""
-    process, device = system.process, next(system.denoiser.parameters()).device
+    process, space, device = system.process, system.space, next(system.denoiser.parameters()).device
     gamma = process.schedule.gamma
     wanted = torch.linspace(gamma[0], gamma[-1], levels, dtype=torch.float64)
     steps = torch.searchsorted(gamma, wanted).clamp(max=len(gamma) - 1).unique()
     held_out = LatentTexts.of(system, "valid")
     groups = held_out.by_length(torch.arange(len(held_out.texts))[:texts], system.options.training.eval_batch_size)
     batches = [held_out.batch(rows) for rows in groups]
-    tokens = sum(int(batch.valid.sum()) for batch, _ in batches)
     found = []
     for step in progress_bar(steps.tolist(), "noise levels"):
         generator = torch.Generator(device).manual_seed(SEED + step)
-        sums = torch.zeros(3, dtype=torch.float64)  # squared error, tokens written right, nats
+        error, read = 0.0, []
         for batch, words in batches:
             x0, valid = batch.x0, batch.valid
             t = torch.full((len(x0),), (step + 1) / process.timesteps, dtype=torch.float64, device=device)
             xt = process.corrupt(x0, t, generator)
             x0_hat = own_estimate(process, system.denoiser, valid, batch.label)(xt, t)
-            logits, ids = system.space.logits_of(words, xt, valid)
-            sums += torch.tensor([
-                ((x0_hat - x0) ** 2)[valid].sum().item(),
-                (logits.argmax(-1) == ids).sum().item(),  # IGNORED is no argmax
-                cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORED, reduction="sum").item(),
-            ])  # fmt: skip
-        error, right, nats = (sums / tokens).tolist()
+            error += ((x0_hat - x0) ** 2)[valid].sum().item()
+            read.append(readings(space.codec, words, space.statistics.unnormalise(xt), valid))
+        sums = dict(zip(READINGS, torch.cat(read).sum(0).tolist(), strict=True))
+        error, right, nats = (each / sums["tokens"] for each in (error, sums["right"], sums["nats"]))
         rate = information_rate(gamma[step], torch.tensor(error)).item()
         found.append(Level(gamma[step].item(), error, rate, right, nats))
     return found

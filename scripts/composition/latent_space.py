@@ -124,10 +124,6 @@ class LatentSpace:
     def decode(self, x0: Tensor, shown: Tensor, strategy: str, seeds: Sequence[int]) -> list[str]:
         return self.codec.decode(self.statistics.unnormalise(x0), shown, strategy, seeds)
 
-    def logits_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's logits [B, M, V] for each token [B, M] of given texts, as the codec says."""
-        return self.codec.logits_of(texts, self.statistics.unnormalise(x0), valid)
-
     def nats_of(self, texts: Sequence[str], x0: Tensor, valid: Tensor) -> Tensor:
         """-log p [B] in nats, float64, of given texts as the codec writes them from x0 [B, L, D]."""
         return self.codec.nats_of(texts, self.statistics.unnormalise(x0), valid)

@@ -1,6 +1,7 @@
 """Codecs of a frozen encoder and a parallel decoder: trained, used by a run like others, refused where unfit."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +22,7 @@ from latent_models.latent_cache import encoded
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts import codec_audit, sample, train_autoencoder, train_decoder
 from scripts.evaluation.interface import LatentTexts
+from scripts.measure_window import measure
 from scripts.pretraining.autoencoder_loss import CorruptionOptions
 from scripts.sampling.sampling import sample as sampled
 from scripts.train_autoencoder import AutoencoderOptions, Lessons, fitted
@@ -69,6 +71,19 @@ def test_a_run_trains_resumes_and_samples_on_it_as_on_any_codec(
     assert set(samples.lengths) == {latents} if latents else len(set(samples.lengths)) > 1
     outcome = call(main, f"--ppl_eval --resume_dir {run_dir}")
     assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.parametrize(("encoder", "latents"), CODECS)
+def test_the_window_is_measured_by_tokens_and_not_by_latents(
+    made, small_run, loaded, monkeypatch, encoder, latents
+):
+    system = loaded(small_run("latent", trunk=flags(made(encoder, latents))))
+    codec = system.space.codec
+    vocabulary = len(codec.tokenizer)
+    undecided = lambda x0, valid, length: (None, torch.zeros(len(x0), length, vocabulary))  # noqa: E731
+    monkeypatch.setattr(codec.autoencoder.decoder, "forward", undecided)
+    for level in measure(system, 5, 8):
+        assert level.cross_entropy == pytest.approx(math.log(vocabulary), rel=1e-5) and level.accuracy <= 1
 
 
 @pytest.mark.parametrize(("encoder", "latents"), CODECS)
