@@ -26,7 +26,7 @@ from scripts.composition.options import Options
 from scripts.evaluation.run_folder import read
 from scripts.job.console import note
 from scripts.job.errors import PlainParser, UsageError, run
-from scripts.report.curves import ONE_LOSS
+from scripts.report.losses import apart
 from scripts.report.runs import Run, found_in, read_run
 from scripts.report.settings import Setting, most_usual, paired, settings_of
 
@@ -67,7 +67,7 @@ def losses_of(run_dir: Path, count: int) -> list[float]:
         if len(found) == count:
             return found
     note(str(run_dir))
-    system, _ = load_system(Options.from_argv(["--eval_test", "--resume_dir", str(run_dir)]))
+    system, _ = load_system(Options.from_argv(["--gen_data", "--resume_dir", str(run_dir)]))
     losses = band_losses(system, count)
     report.write_json(place, {"losses": losses})
     return losses
@@ -121,9 +121,13 @@ def main() -> None:
             note(f"warning: {each.title}: {'; '.join(each.problems)}; left out")
         else:
             runs.append(each)
-    if len(kinds := {tuple(each.options[key] for key in ONE_LOSS) for each in runs}) != 1:
-        which = f"are of {len(kinds)} kinds ({', '.join(ONE_LOSS)})" if kinds else "have no checkpoint"
-        raise UsageError(f"the runs {which}; expected runs whose losses can be compared")
+    if not runs:
+        raise UsageError("the runs have no checkpoint; expected trained ones")
+    if keys := apart(runs):
+        raise UsageError(
+            f"the runs differ in {', '.join(keys)}, so that their losses are of different things; expected runs whose "
+            "losses can be compared"
+        )
     losses = {each.path: losses_of(each.path, options.bands) for each in runs}
     print(tables(settings_of(runs), losses))
 

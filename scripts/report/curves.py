@@ -12,7 +12,8 @@ from offline_metrics.scores import Scores
 from scripts.composition.methods import METHODS
 from scripts.evaluation.evaluation import HUMAN
 from scripts.report.charts import HUMAN_STYLE, Axis, Point, Series, Style, chart, swatch, thinned
-from scripts.report.markup import Html, el
+from scripts.report.losses import apart
+from scripts.report.markup import Html, el, join
 from scripts.report.runs import Run
 from scripts.report.settings import Setting, spread
 
@@ -22,7 +23,6 @@ LOSSES = {
     "valid_loss": ("validation", Style("valid", "6 3")),
     "valid_loss_ema": ("validation, EMA", Style("ema")),
 }
-ONE_LOSS = ("method", "objective", "loss_type", "loss_space")  # only losses that agree in these can be compared
 QUALITY = ("mauve", "corpus_perplexity", "acceptance", "bleu")
 OVER_STEPS = (
     "corpus_perplexity", "mauve", "diversity", "memorization", "acceptance", "bleu", "rouge_l", "unigram_entropy",
@@ -82,18 +82,19 @@ def training_legend() -> Html:
     return legend((name, swatch(style, point=False)) for name, style in LOSSES.values())
 
 
-def training_comparison(settings: Sequence[Setting]) -> Html | None:
+def training_comparison(settings: Sequence[Setting]) -> Html:
     """Validation losses of averaged weights (one chart for each kind of loss that settings share), and their T_k."""
-    kinds: dict[tuple, list[Setting]] = {}
-    for setting in settings:
-        options = setting.runs[0].options
-        if options is not None:
-            kinds.setdefault(tuple(options[key] for key in ONE_LOSS), []).append(setting)
+    known = [setting for setting in settings if setting.runs[0].options is not None]
+    keys = apart([setting.runs[0] for setting in known])
+    kinds: dict[str, list[Setting]] = {}
+    for setting in known:
+        kind = ", ".join(f"{key} {setting.runs[0].options[key]}" for key in keys)
+        kinds.setdefault(kind, []).append(setting)
     styles, drawn, shown = styles_of(settings), [], []
     for kind, members in kinds.items():
         if len(members) < 2:
             continue
-        of_kind = f" ({kind[0]})" if len(kinds) > 1 else ""
+        of_kind = f" ({kind})" if kind else ""
         lines = {
             key: [_line(run, key, run.title, style_of(each, styles)) for each in members for run in each.runs]
             for key in ("valid_loss_ema", "T")
@@ -105,7 +106,9 @@ def training_comparison(settings: Sequence[Setting]) -> Html | None:
         if len({each.runs[0].options["T_schedule"] for each in members}) > 1:
             drawn.append(chart(lines["T"], STEP, Axis(f"T_k{of_kind}", (0,)), "T_k"))
         shown += [(each.name, swatch(style_of(each, styles), point=False)) for each in members]
-    return el("div", legend(shown), figures(drawn)) if drawn else None
+    told = f"Losses of settings that differ in {', '.join(keys)} are of different things and not drawn together."
+    apart_why = el("p", told, cls="note") if keys else None
+    return join(apart_why, el("div", legend(shown), figures(drawn)) if drawn else None)
 
 
 # --- metrics over steps -----------------------------------------------------------------------------------------------

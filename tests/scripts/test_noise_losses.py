@@ -79,9 +79,19 @@ def test_a_damaged_record_is_named(runs, call, complaint, content):
     {
         "{runs} --bands 0": "--bands 0: expected 1 to 20",
         "{runs} --bands 21": "--bands 21: expected 1 to 20",
-        "{runs} {mdlm}": "are of 2 kinds",
+        "{runs} {mdlm}": "the runs differ in method, so that their losses are of different things",
+        "{runs} {shifted}": "the runs differ in noise_shift, so",
         "nowhere": "nowhere is no folder",
     }.items(),
 )
 def test_what_cannot_be_compared_is_refused(runs, small_run, complaint, line, wanted):
-    assert wanted in complaint(noise_losses.main, line.format(runs=runs, mdlm=small_run("mdlm")))
+    others = {"mdlm": small_run("mdlm"), "shifted": small_run("latent", "--noise_shift 2")}
+    assert wanted in complaint(noise_losses.main, line.format(runs=runs, **others))
+
+
+def test_no_model_of_the_metrics_is_needed(small_run, call, tmp_path):
+    run_dir = shutil.copytree(small_run("mdlm"), tmp_path / "run")
+    saved = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps(saved | {"perplexity_model": "no/gpt", "mauve_model": "no/mauve"}))
+    outcome = call(noise_losses.main, f"{run_dir} --bands 2")
+    assert outcome.status == 0, outcome.err

@@ -92,6 +92,15 @@ def test_runs_of_one_training_seed_are_paired_by_sampling_seed(report, write_run
     assert f"learning_rate=0.25 − {base}: no two runs with scores were trained with the same seed" in made.page.text
 
 
+def test_losses_at_other_noise_are_not_drawn_together(report, write_run, tmp_path):
+    for name, options in {"a": {}, "b": {"learning_rate": 0.5}, "c": {"timesteps": 50}}.items():
+        write_run(tmp_path / "runs" / name, **options)
+    text = report(tmp_path / "runs").page.text
+    assert "Losses of settings that differ in timesteps are of different things and not drawn together." in text
+    assert "validation loss, EMA (timesteps 1000)" in text and "EMA (timesteps 50)" not in text
+    assert "not drawn together" not in report(tmp_path / "runs" / "a", tmp_path / "runs" / "b").page.text
+
+
 def test_runs_scored_beside_other_texts_are_told_and_not_paired(report, write_run, tmp_path):
     write_run(tmp_path / "runs" / "a", random_seed=5)
     write_run(tmp_path / "runs" / "b", random_seed=5, learning_rate=0.5, human={"total_words": 2100.0, "mauve": 0.9})
