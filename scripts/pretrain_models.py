@@ -43,6 +43,7 @@ from latent_models.corpora import Corpus, DataOptions, load_corpus
 from latent_models.frozen_encoder import FrozenEncoder
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts.composition.options import parse
+from scripts.job.command_line import check_seed
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
@@ -80,11 +81,22 @@ class PretrainOptions:
     random_seed: int = field(default=42, metadata={"help": "seed of weights, batches and noise"})
 
     def __post_init__(self):
-        for flag in ("vocab_size", "max_length", "width", "depth", "bart_steps", "gpt2_steps", "batch_size"):
-            if getattr(self, flag) < 1:
-                raise UsageError(f"--{flag} {getattr(self, flag)}: expected at least 1")
+        for flag, least in {
+            "vocab_size": 1, "max_length": 3, "width": 1, "depth": 1, "bart_steps": 1, "gpt2_width": 1, "gpt2_depth": 1,
+            "gpt2_steps": 1, "batch_size": 1,
+        }.items():  # fmt: skip
+            if getattr(self, flag) < least:
+                raise UsageError(f"--{flag} {getattr(self, flag)}: expected at least {least}")
         if self.width % 32 or self.gpt2_width % 32:
             raise UsageError("--width and --gpt2_width are in heads of 32: expected multiples of 32")
+        for flag in ("mask_ratio", "decoder_token_dropout"):
+            if not 0 <= getattr(self, flag) < 1:
+                raise UsageError(f"--{flag} {getattr(self, flag)}: expected 0 to below 1")
+        if not 0 <= self.latent_noise < math.inf:
+            raise UsageError(f"--latent_noise {self.latent_noise}: expected 0 or more")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"--learning_rate {self.learning_rate}: expected a number above 0")
+        check_seed("random_seed", self.random_seed)
 
 
 # --- tokenizers -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scripts.composition.build import System, load_system, strategies_of
-from scripts.composition.checks import check_writable
+from scripts.composition.checks import check_file
 from scripts.composition.dry_run import dry_run
 from scripts.composition.flag_checks import OF_SAMPLES
 from scripts.composition.methods import METHODS
@@ -103,7 +103,7 @@ def main() -> None:
     *groups, output = parse([*GROUPS, SampleOptions], argv, __doc__)
     options = Options.from_groups(groups, argv, OF_SAMPLES | {"mbr_candidates", "random_seed"})
     if output.output_file is not None:
-        check_writable("output_file", Path(output.output_file).parent)
+        check_file("output_file", output.output_file)
     check_sampling(options, output)
     if options.run.dry_run:
         return dry_run(options, [])

@@ -30,7 +30,7 @@ from offline_metrics.entropy import unigram_entropy
 from offline_metrics.report import write_json
 from offline_metrics.self_bleu import self_bleu4
 from scripts.composition.build import System, load_system
-from scripts.composition.checks import check_writable
+from scripts.composition.checks import check_file
 from scripts.composition.dry_run import dry_run
 from scripts.composition.flag_checks import OF_SAMPLES
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
@@ -179,7 +179,7 @@ def main() -> None:
     *groups, correction = parse([*GROUPS, CorrectionOptions], argv, __doc__)
     options = Options.from_groups(groups, argv, {"random_seed"})
     path, target = Path(correction.samples), Path(correction.output_file)
-    check_writable("output_file", target.parent)
+    check_file("output_file", target)
     check_run(options)
     samples = numbered_samples(path)
     if options.run.dry_run:

@@ -21,6 +21,7 @@ from scripts.composition.dry_run import dry_run
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
 from scripts.evaluation.cells import by_cell, check_cells, score_cell, title, with_cell
 from scripts.evaluation.evaluation import HUMAN, TEST_SEEDS, write_rows
+from scripts.job.command_line import check_seed
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
 
@@ -44,6 +45,8 @@ class CurveOptions:
         if not self.cells:
             raise UsageError("expected --cells, such as ddim:50 or temperature=0.8")
         check_cells(self.cells)
+        for seed in self.seeds:
+            check_seed("seeds", seed)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ from latent_models.seq2seq_codec import token_accuracy
 from latent_models.statistics import LatentStatistics
 from scripts.composition.checks import check_writable
 from scripts.composition.options import parse
+from scripts.job.command_line import check_seed
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
 from scripts.pretraining.autoencoder_loss import Corruption, CorruptionOptions, losses
@@ -80,6 +81,7 @@ class AutoencoderOptions:
             raise UsageError(f"--width {self.width}: is in heads of {HEAD}; expected a multiple of {HEAD}")
         if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"--learning_rate {self.learning_rate}: expected a number above 0")
+        check_seed("random_seed", self.random_seed)
 
 
 class Lessons(NamedTuple):

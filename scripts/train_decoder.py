@@ -51,7 +51,7 @@ from scripts.evaluation.interface import (
     noised,
     readings_by_kind,
 )
-from scripts.job.command_line import given_flags
+from scripts.job.command_line import check_seed, given_flags
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
 from scripts.pretraining.model_training import masked, new_folder, train, write_card
@@ -106,6 +106,7 @@ class TrainDecoderOptions:
                 raise UsageError(f"--{flag} {getattr(self, flag)}: expected a number above 0")
         if not 0 <= self.decoder_token_dropout < 1:
             raise UsageError(f"--decoder_token_dropout {self.decoder_token_dropout}: expected 0 to below 1")
+        check_seed("random_seed", self.random_seed)
 
 
 def mixed(batch: Batch, kinds: Sequence[Kind], generator: torch.Generator) -> Tensor:

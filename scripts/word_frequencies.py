@@ -14,7 +14,7 @@ from typing import ClassVar
 from diffusion.training.files import replacing, write_tensors
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.seq2seq_codec import CodecOptions
-from scripts.composition.checks import check_writable
+from scripts.composition.checks import check_file
 from scripts.composition.method_options import TokenOptions
 from scripts.composition.options import parse
 from scripts.composition.token_space import make_token_codec
@@ -40,7 +40,7 @@ def main() -> None:
     output, data, codec_options, tokens = parse(
         [FrequencyOptions, DataOptions, CodecOptions, TokenOptions], description=__doc__
     )
-    check_writable("output_file", Path(output.output_file).parent)
+    check_file("output_file", output.output_file)
     corpus = load_corpus(data)
     codec = make_token_codec(tokens, codec_options, corpus, data.running_text is not None)
     split = codec.encode_split(corpus.train.texts)

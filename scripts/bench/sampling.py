@@ -21,7 +21,7 @@ from scripts.composition.build import System, load_system
 from scripts.composition.options import Options
 from scripts.composition.spaces import Space
 from scripts.evaluation.cells import check_cells, with_cell
-from scripts.job.command_line import parse
+from scripts.job.command_line import check_seed, parse
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
@@ -62,6 +62,7 @@ class SamplingBench:
         for flag in ("samples", "baseline_samples", "repetitions"):
             if getattr(self, flag) < 1:
                 raise UsageError(f"--{flag} {getattr(self, flag)}: expected at least 1")
+        check_seed("random_seed", self.random_seed)
 
 
 @dataclass(frozen=True)

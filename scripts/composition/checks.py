@@ -188,6 +188,13 @@ def check_writable(flag: str, folder: str | Path) -> None:
         raise UsageError(f"--{flag} {folder}: {there} cannot be written to; choose another folder")
 
 
+def check_file(flag: str, path: str | Path) -> None:
+    """Raises UsageError where `path` is a folder, or lies in one that cannot be made or written to."""
+    if Path(path).is_dir():
+        raise UsageError(f"--{flag} {path}: is a folder; expected a file to write")
+    check_writable(flag, Path(path).parent)
+
+
 def check_free(flag: str, folder: str | Path) -> None:
     """Raises UsageError where something is in the place of a new folder."""
     if Path(folder).exists() or Path(folder).is_symlink():

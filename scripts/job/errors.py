@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+import torch
+
 from diffusion.process import DiffusionError
 from diffusion.training.signals import Stopped, listening
 from latent_models.codec import ModelError, first_line
@@ -43,6 +45,10 @@ class PlainParser(argparse.ArgumentParser):
 
 USER_ERRORS = (UsageError, CorpusError, ModelError, DiffusionError, MetricError)
 EXIT_USER_ERROR = 2
+FULL = (
+    "the memory of the GPU is full: take a smaller --train_batch_size with as many more --gradient_accumulation_steps, "
+    "which trains alike; for sampling a smaller --eval_batch_size, for scores a smaller --metric_batch_size"
+)
 EXIT_UNREAD = 128 + signal.SIGPIPE  # what a shell says of programs that such a reader ends
 
 
@@ -73,6 +79,8 @@ def run(main: Callable[[], None]) -> None:
         print("stopped by a signal; what was done is on disk", file=sys.stderr)
         gc.freeze()  # else seconds go by while Python looks for garbage in all libraries, and someone waits
         raise SystemExit(stopped.status) from None
+    except torch.OutOfMemoryError as error:
+        _leave(f"{FULL} ({first_line(error)})")
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
             raise

@@ -265,6 +265,7 @@ def test_every_part_is_run_in_a_process_of_its_own_until_one_fails(call, monkeyp
         (corpus, "--times 1", "--times 1"),
         (corpus, "--enc_dec_model nowhere", "nowhere"),
         (sampling, "--cells ddim", "--cells 'ddim'"),
+        (sampling, "--random_seed -1", "--random_seed -1: expected 0 to 4294967295"),
         (sampling, "--resume_dir nowhere", "nowhere"),
         (scoring, "--mauve_model nowhere", "nowhere"),
         (trunks, "--tx_dim 100", "--tx_dim 100"),

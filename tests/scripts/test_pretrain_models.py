@@ -125,7 +125,22 @@ def test_models_are_trained_on_a_gpu(models):
         assert "min on a GPU" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--width 33", "--bart_steps 0", "--models t5", "--vocab_size -1"])
-def test_wrong_options_are_one_line(call, data_dir, flag):
-    outcome = call(pretrain_models.main, f"--dataset_name plain --data_dir {data_dir} {flag}")
-    assert outcome.status == 2 and len(outcome.errors) == 1
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    {
+        "--width 33": "multiples of 32",
+        "--gpt2_width 0": "--gpt2_width 0: expected at least 1",
+        "--gpt2_depth 0": "--gpt2_depth 0: expected at least 1",
+        "--bart_steps 0": "--bart_steps 0: expected at least 1",
+        "--vocab_size -1": "--vocab_size -1: expected at least 1",
+        "--max_length 2": "--max_length 2: expected at least 3",
+        "--models t5": "t5",
+        "--mask_ratio -0.1": "--mask_ratio -0.1: expected 0 to below 1",
+        "--decoder_token_dropout nan": "--decoder_token_dropout nan: expected 0 to below 1",
+        "--latent_noise -1": "--latent_noise -1.0: expected 0 or more",
+        "--learning_rate 0": "--learning_rate 0.0: expected a number above 0",
+        "--random_seed -1": "--random_seed -1: expected 0 to 4294967295",
+    }.items(),
+)
+def test_wrong_options_are_one_line(complaint, data_dir, flag, wanted):
+    assert wanted in complaint(pretrain_models.main, f"--dataset_name plain --data_dir {data_dir} {flag}")

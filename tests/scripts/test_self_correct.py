@@ -337,6 +337,7 @@ def test_a_wrong_command_line(refusal, plain, tmp_path, samples, wanted):
         ("--samples x.txt --output_file x.jsonl", "expected --resume_dir, the folder of a trained run"),
         ("--resume_dir {run} --output_file x.jsonl", "--samples None: expected a file"),
         ("--resume_dir {run} --samples x.txt", "expected --output_file"),
+        ("--resume_dir {run} --samples x.txt --output_file {run}", "is a folder; expected a file to write"),
         ("--resume_dir {run} --samples x.txt --output_file {run}/args.json/x.jsonl", "args.json is a file; expected a"),
     ],
 )

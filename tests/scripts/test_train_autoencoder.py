@@ -229,6 +229,7 @@ def test_what_does_not_suit_these_codecs_is_refused(made, small_run, small_decod
         "--encoder bart-demo --width 40": "--width 40: is in heads of 32; expected a multiple of 32",
         "--encoder bart-demo --latents -1": "--latents -1: expected at least 0",
         "--encoder bart-demo --latent_dropout 1": "--latent_dropout 1.0: expected 0 to below 1",
+        "--encoder bart-demo --random_seed -1": "--random_seed -1: expected 0 to 4294967295",
         "--encoder no/model": "not on this machine: no/model",
         "--encoder gpt2-demo": "gpt2-demo: ",
         "--encoder bart-demo --name {there}": "is there already; choose another --name",

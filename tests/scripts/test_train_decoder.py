@@ -184,6 +184,7 @@ def test_latents_of_other_statistics_are_warned_of(small_run, own, loaded, capsy
         "--resume_dir nowhere": "nowhere/args.json: cannot be read",
         "--dataset_name plain --adapt_until 2": "--adapt_until: is about the run of --resume_dir",
         "--dataset_name plain --steps 0": "--steps 0: expected at least 1",
+        "--dataset_name plain --random_seed -1": "--random_seed -1: expected 0 to 4294967295",
         "--dataset_name plain --noise_ratio 0": "--noise_ratio 0.0: expected a number above 0",
         "--dataset_name plain --decoder_token_dropout 1": "--decoder_token_dropout 1.0: expected 0 to below 1",
         "--dataset_name plain --enc_dec_model bart-demo --output_dir {there}": "is there already; choose another",

@@ -130,7 +130,7 @@ def test_a_run_uses_the_counts_of_its_file(counted, pairs, data_dir, bert_dir, c
         ("--dataset_name own --tokenizer char --max_length 1", "--max_length 1: expected at least 2"),
         ("--dataset_name own --tokenizer char --output_file {tmp}/counts.pt", "ends in .safetensors"),
         ("--dataset_name own --tokenizer char --output_file {tmp}/a.txt/c.safetensors", "a.txt is a file; expected a"),
-        ("--dataset_name own --tokenizer char --output_file {tmp}/folder.safetensors", "folder.safetensors: Is a dir"),
+        ("--dataset_name own --tokenizer char --output_file {tmp}/folder.safetensors", "safetensors: is a folder"),
         ("--dataset_name own --method mdlm", "unknown argument '--method'"),
     ],
 )

@@ -367,6 +367,8 @@ def test_a_wrong_way_to_sample(refused, small_run, run, line, wanted):
     [
         (sample.main, "", "expected --resume_dir, the folder of a trained run"),
         (sample.main, "--resume_dir {tmp}/run --strategy best", "--strategy 'best' is not one of: beam, nucleus"),
+        (sample.main, "--resume_dir {tmp}/run --output_file {tmp}", "--output_file .*: is a folder; expected a file"),
+        (sample.main, "--resume_dir {tmp}/run --output_file .", "--output_file .: is a folder; expected a file"),
         (sample.main, "--resume_dir {tmp} --strategies beam", "unknown argument '--strategies'"),
         (evaluate_samples.main, "--dataset_name demo", "--samples None: expected a file"),
         (evaluate_samples.main, "--samples {tmp}/none.txt --dataset_name demo", "none.txt: cannot be read"),
@@ -407,6 +409,16 @@ def test_what_the_disk_refuses_is_one_line(call):
 
     status, _, err = call(full)
     assert (status, err) == (2, "error: /runs/states.npy: No space left on device; check the disk and permissions\n")
+
+
+def test_a_full_gpu_is_one_line_that_says_what_takes_less(call, place):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation ...")
+
+    status, _, err = call(main)
+    assert status == 2 and err.count("\n") == 1 and "Tried to allocate 20.00 GiB.)" in err
+    named = {"train_batch_size", "gradient_accumulation_steps", "eval_batch_size", "metric_batch_size"}
+    assert set(re.findall(r"--(\w+)", err)) == named < Options.from_argv(TRAIN.format(**place).split()).flat().keys()
 
 
 @pytest.mark.parametrize("flush", [True, False])
