@@ -5,6 +5,7 @@ Each has `rows(index)`, the same for some of its samples. B batch, L positions, 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -39,10 +40,12 @@ class Prediction:
     label: Tensor | None = None  # [B] int, -1 for none
     x0_prev: Tensor | None = None  # [B, L, D] the estimate of the call before, if the denoiser wants it
     forgets: bool = False  # feeds nothing back
+    precision: torch.dtype | None = None  # of the denoiser's products; None: that of its weights
 
     def __call__(self, xt: Tensor, t: Tensor, at: Positions | None = None) -> Tensor:
         """x0_hat [B, L, D] for xt [B, L, D] at t [B]; for tokens [B, L, V], or [n, 1, V] at n positions."""
-        output = self.denoiser(xt, t, self.valid, x0_prev=self.x0_prev, label=self.label, at=at)
+        with self._autocast():
+            output = self.denoiser(xt, t, self.valid, x0_prev=self.x0_prev, label=self.label, at=at)
         if at is not None:
             xt, t = at.of(xt), at.times(t)
         x0_hat = self.process.denoised(output.to(xt.dtype) if xt.is_floating_point() else output, xt, t)
@@ -56,12 +59,16 @@ class Prediction:
     def rows(self, index: Tensor) -> Prediction:
         """The same for some samples, going on from their estimates."""
         label, x0_prev = (None if each is None else each[index] for each in (self.label, self.x0_prev))
-        return Prediction(self.process, self.denoiser, self.valid[index], label, x0_prev, self.forgets)
+        return replace(self, valid=self.valid[index], label=label, x0_prev=x0_prev)
 
     def next(self, written: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """log p [B, V] of the position after the `written` ids [B, i], and the denoiser's cache."""
-        logits, cache = self.denoiser.next(written, cache, self.label)
+        with self._autocast():
+            logits, cache = self.denoiser.next(written, cache, self.label)
         return self.process.denoised(logits, written, logits.new_zeros(len(logits))), cache
+
+    def _autocast(self) -> AbstractContextManager:
+        return nullcontext() if self.precision is None else torch.autocast(self.valid.device.type, self.precision)
 
 
 def own_estimate(process: Process, denoiser: nn.Module, valid: Tensor, label: Tensor | None = None) -> Predict:

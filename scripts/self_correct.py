@@ -114,6 +114,7 @@ def correct(system: System, ids: list[list[int]], options: CorrectionOptions, se
     """The corrected ids of each text and what happened to it."""
     device, codec = next(system.denoiser.parameters()).device, system.space.codec
     seeds, results = sample_seeds(seed, 0, len(ids)), [{} for _ in ids]
+    precision = system.options.training.sampling_precision(device)
     padded = system.options.tokens.lengths == "modelled"  # then the network knows texts with their PAD only
     order = torch.tensor([len(row) for row in ids]).argsort(stable=True)
     groups = order.split(system.options.training.eval_batch_size)
@@ -126,7 +127,8 @@ def correct(system: System, ids: list[list[int]], options: CorrectionOptions, se
         z[text] = torch.tensor([token for i in rows for token in ids[i]])
         z, text = z.to(device), text.to(device)
         valid = torch.ones_like(text) if padded else text
-        predict = Prediction(system.process, system.denoiser, valid)  # not sharpened, as samples may be
+        # Not sharpened, as samples may be.
+        predict = Prediction(system.process, system.denoiser, valid, precision=precision)
 
         def log_p(z: Tensor, which: Tensor, predict=predict) -> Tensor:
             t = torch.full((len(z),), EARLY, dtype=torch.float64, device=z.device)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
+
 from diffusion.process import DiffusionError, check_choices
 from diffusion.schedules import T_schedule
+
+PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # by --mixed_precision; None: float32
 
 
 @dataclass
@@ -36,7 +40,13 @@ class TrainingOptions:
     class_unconditional_prob: float = field(
         default=0.1, metadata={"help": "share of samples trained without their label (--class_conditional)"}
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "precision of the trunk"})
+    mixed_precision: Literal["no", "fp16", "bf16"] = field(
+        default="no",
+        metadata={
+            "help": "precision of the network's products in training and, on a GPU, in sampling; weights and "
+            "likelihoods are in float32 always"
+        },
+    )
     on_nonfinite: Literal["stop", "skip"] = field(
         default="stop",
         metadata={
@@ -72,3 +82,10 @@ class TrainingOptions:
         T_schedule(self.T_schedule, power=self.polynomial_T_power)  # refuses a power that cannot work
         if self.T_schedule == "normal" and self.T_direction != "low_to_high":
             raise DiffusionError(f"--T_direction {self.T_direction}: there is no annealing without a --T_schedule")
+
+    def sampling_precision(self, device: torch.device) -> torch.dtype | None:
+        """What the network's products are taken in when it samples: on a GPU as in training; None: float32.
+
+        On a CPU products in half precision may be hundreds of times slower.
+        """
+        return PRECISION[self.mixed_precision] if device.type == "cuda" else None

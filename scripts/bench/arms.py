@@ -43,7 +43,7 @@ class Setting:
     tx_depth: int = field(default=6, metadata={"help": "trunk layers"})
     self_condition_prob: float = field(default=0.5, metadata={"help": "share of samples that see an estimate of x0"})
     dropout: bool = field(default=False, metadata={"help": "dropout 0.1 in the trunk"})
-    mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "precision of the trunk"})
+    mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "precision of matrix products"})
     latent_dtype: LatentDtype = field(default="float32", metadata={"help": "how latents are kept on disk"})
     shortest: int = field(default=12, metadata={"help": "shortest text in tokens; lengths are drawn uniformly"})
     longest: int = field(default=47, metadata={"help": "longest text in tokens"})

@@ -173,8 +173,9 @@ def _loses(system: System, ids: list[int], length: int, pieces: Sequence[Piece])
 
 
 def prediction(system: System, valid: Tensor, label: Tensor | None = None) -> Predictor:
-    """predict_x0 of a system, guided and sharpened as its options say."""
-    predict_x0, chosen = Prediction(system.process, system.denoiser, valid, label), system.options.sampling
+    """predict_x0 of a system, guided and sharpened as its options say; on a GPU in the precision of its training."""
+    chosen, precision = system.options.sampling, system.options.training.sampling_precision(valid.device)
+    predict_x0 = Prediction(system.process, system.denoiser, valid, label, precision=precision)
     if chosen.guidance != 1:
         less = replace(predict_x0, label=None)
         predict_x0 = Guided(predict_x0, less, chosen.guidance, normalised=system.method.is_tempered)

@@ -64,6 +64,27 @@ def test_the_estimate_has_the_precision_of_xt_whatever_the_trunk_computes_in(gau
     assert predict_x0(randn(B, L, D), torch.ones(B)).dtype == torch.float32
 
 
+class Computing(Recorder):
+    """Keeps the precision that products are taken in, None where it is that of the weights."""
+
+    def forward(self, *args, **kwargs):
+        self.calls.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return args[0]
+
+    def next(self, written, cache, label):
+        return self(torch.zeros(len(written), 4)), cache
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
+def test_the_denoiser_alone_computes_in_the_precision_chosen(gaussian, randn, ideal, precision):
+    denoiser, x, t = Computing(self_condition=False), randn(B, L, D), torch.ones(B)
+    predict_x0 = Prediction(gaussian(), denoiser, VALID, precision=precision)
+    for predict in (predict_x0, predict_x0.rows(torch.tensor([1, 0])), replace(predict_x0, forgets=True)):
+        assert torch.equal(predict(x, t), x) and not torch.is_autocast_enabled("cpu")
+    Prediction(ideal("ar").process, denoiser, VALID, precision=precision).next(torch.zeros(B, 1).long(), None)
+    assert denoiser.calls == 4 * [precision]
+
+
 def test_each_prediction_starts_without_an_estimate(gaussian):
     denoiser = Recorder(self_condition=True)
     for _ in range(2):

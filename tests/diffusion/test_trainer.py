@@ -790,5 +790,12 @@ def test_wrong_options_are_refused_in_one_line_that_names_the_flag(wrong):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(("flag", "dtype"), [("no", None), ("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_sampling_computes_in_the_precision_of_training_on_a_gpu_alone(flag, dtype):
+    options = TrainingOptions(mixed_precision=flag)
+    assert options.sampling_precision(torch.device("cuda", 1)) == dtype
+    assert options.sampling_precision(torch.device("cpu")) is None
+
+
 if __name__ == "__main__":  # run by the test of two processes
     train_as_one_of_two_processes(Path(sys.argv[1]))

@@ -5,11 +5,14 @@ import re
 import pytest
 import torch
 
+from diffusion.training.options import TrainingOptions
 from diffusion.training.progress import progress_bar
 from latent_models.codec import MODELS_DIR
 from scripts import sample as sample_script
 from scripts.composition.latent_space import LatentSpace
 from scripts.composition.methods import METHODS
+from scripts.evaluation.latent_likelihood import latent_likelihood
+from scripts.evaluation.likelihood import split_likelihood
 from scripts.sampling.samples_file import read_samples
 from scripts.sampling.sampling import Given, Piece, sample
 from scripts.sampling.semi_autoregressive import extended, sample_long
@@ -21,6 +24,21 @@ PREFIX, SUFFIX, PIECE = "The Red Door is", "by the river.", "8:pub"
 @pytest.fixture(params=TOKEN_METHODS)
 def run_dir(request, small_run):
     return small_run(request.param)
+
+
+@pytest.mark.parametrize("method", ["latent", "mdlm", "ar"])
+def test_samples_are_made_in_the_precision_of_training_on_a_gpu_and_likelihoods_never(
+    small_run, loaded, monkeypatch, method
+):
+    system, seen = loaded(small_run(method), "--likelihood_draws", "1"), []
+    asked = lambda self, device: torch.bfloat16 if device == torch.device("cpu") else None  # noqa: E731
+    monkeypatch.setattr(TrainingOptions, "sampling_precision", asked)  # as if this were a GPU
+    system.denoiser.trunk.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    sample(system, 2, 42)
+    assert seen and all(seen)
+    seen.clear()
+    (split_likelihood if system.method.on_tokens else latent_likelihood)(system, "test")
+    assert seen and not any(seen)
 
 
 # Pieces that are given
