@@ -24,7 +24,7 @@ REFERENCE_FLAGS = {
     "learning_rate": ("optim", 2e-4),
     "lr_schedule": ("optim", "linear"),
     "lr_warmup_steps": ("optim", 500),
-    "optimizer": ("optim", "adamW"),
+    "optimizer": ("optim", "adamw"),
     "T_schedule": ("training", "polynomial"),
     "polynomial_T_power": ("training", 3.0),
     "adam_beta1": ("optim", 0.8),
