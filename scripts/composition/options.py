@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -167,7 +167,7 @@ class Options:
             for key, default in vars(group_type()).items():
                 had = saved.get(key, default)  # a run that is older than an option
                 changed = key in self.given and own[key] != had
-                if changed and name in MODEL_GROUPS and key not in MOVABLE:
+                if changed and name in MODEL_GROUPS and not (key in MOVABLE and MOVABLE[key](had, own[key])):
                     raise UsageError(f"--{key} {own[key]}: the run {run_dir} has {had!r}, which is fixed")
                 values[key] = own[key] if changed else had
             merged.append(group_type(**values))
@@ -192,8 +192,16 @@ TRAINED_WITH = (
     "lr_warmup_steps", "optimizer", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "ema_decay",
     "ema_update_every",
 )  # fmt: skip
-# Where things lie may differ from machine to machine, and what writes x0 as text has no part in making it.
-MOVABLE = ("data_dir", "enc_dec_model", "decoder")
+# Where things lie may differ from machine to machine, and what writes x0 as text has no part in making it. By flag,
+# whether the run's value may become another: a codec is known by its checksum, a corpus by the name of its folder, and
+# of a BERT the weights are in the checkpoint.
+MOVABLE: dict[str, Callable[[Any, Any], bool]] = {
+    "data_dir": lambda had, now: True,
+    "enc_dec_model": lambda had, now: True,
+    "decoder": lambda had, now: True,
+    "bert_model": lambda had, now: had is not None,
+    "dataset_name": lambda had, now: had is not None and Path(had).name == Path(now).name,
+}
 
 
 @cache
@@ -207,8 +215,13 @@ def read_args(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "args.json"
     saved = read_json(path, "the folder of a run that train_text_diffusion.py wrote")
     types = {f.name: get_type_hints(group)[f.name] for group in GROUPS for f in fields(group)}
-    if not isinstance(saved, dict) or not saved.keys() <= types.keys():
+    if not isinstance(saved, dict):
         raise UsageError(f"{path}: not the options of a run; expected a JSON object of the flags that --help lists")
+    if unknown := saved.keys() - types.keys():
+        raise UsageError(
+            f"{path}: {json.dumps(min(unknown))} is no option; expected the flags that --help lists (a newer version "
+            "may have others: use that)"
+        )
     for key, value in saved.items():
         if not fits(value, types[key]):
             raise UsageError(

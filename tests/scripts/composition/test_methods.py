@@ -400,3 +400,15 @@ def test_diffusion_bert_starts_from_a_cached_bert(small_run, bert_dir, time_inpu
     assert torch.equal(fresh, pretrained) and not torch.equal(trained, pretrained)
     assert call(sample_script.main, f"--resume_dir {run_dir} --num_samples 2").status == 0
     assert call(main, f"--ppl_eval --resume_dir {run_dir} --output_dir {tmp_path}").status == 0
+
+
+def test_a_run_of_a_bert_that_lies_elsewhere_now(small_run, bert_dir, call, complaint, tmp_path):
+    here = small_run("diffusion_bert", "--time_input none", f"--bert_model {bert_dir}")
+    run_dir = shutil.copytree(here, tmp_path / "run")
+    saved = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps(saved | {"bert_model": "/gone/bert"}))
+    line = f"--resume_dir {run_dir} --num_samples 2"
+    assert "/gone/bert" in complaint(sample_script.main, line)
+    moved = call(sample_script.main, f"{line} --bert_model {shutil.copytree(bert_dir, tmp_path / 'bert')}")
+    assert moved.status == 0, moved.err
+    assert moved.out == call(sample_script.main, f"--resume_dir {here} --num_samples 2").out

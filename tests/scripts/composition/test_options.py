@@ -334,6 +334,12 @@ def test_nor_can_those_that_came_after_the_run(saved_run):
     assert message.endswith("has 1.0, which is fixed")
 
 
+def test_a_corpus_may_have_moved_with_its_folder(saved_run):
+    found = options(f"--eval --resume_dir {saved_run} --dataset_name /elsewhere/demo/")
+    assert found.data.dataset_name == "/elsewhere/demo/"
+    assert "has None, which is fixed" in one_line(f"--eval --resume_dir {saved_run} --bert_model bert")
+
+
 def test_the_same_value_is_no_change(saved_run):
     found = options(f"--resume_training --resume_dir {saved_run} --tx_dim 128 --no_normalize_latent --timesteps 1000")
     assert found.denoiser.tx_dim == 128
@@ -398,6 +404,7 @@ def test_a_wrong_value_in_args_json_is_told_in_one_line(saved_run, key, value):
         ('{"learning_rate": 1, "learning_rate": 2}', "args.json: cannot be read (the key 'learning_rate' twice"),
         ('{"num_train_steps": 18446744073709551615}', "args.json: num_train_steps is 18446744073709551615; expected"),
         ('{"data_dir": "a\\u0000b"}', "args.json: data_dir is"),
+        ('{"tx_dim": 64, "no_such_flag": 1}', 'args.json: "no_such_flag" is no option; expected the flags that --help'),
         ("[" * 100_000, "args.json: cannot be read (nested too deeply)"),
     ],
 )
