@@ -151,10 +151,11 @@ def generate_data(options: Options, stop: StopSignals) -> None:
     folder = Path(options.run.output_dir or options.run.resume_dir) / "synthetic"
     wanted, classes = options.run.num_samples, len(system.classes)
     labels = [i % classes for i in range(wanted)] if classes else None
+    strategies = system.space.strategies[:1]
     for seed in TEST_SEEDS:
         sources = system.sources(system.corpus.train, seed)
         given = sources and [sources[i % len(sources)] for i in range(wanted)]
-        samples = sample(system, wanted, seed, labels=labels, given=Given(given))
+        samples = sample(system, wanted, seed, strategies=strategies, labels=labels, given=Given(given))
         if not is_main():
             continue
         columns = {"text": samples.first, "label": samples.labels}  # a label None is left empty

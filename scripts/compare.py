@@ -50,11 +50,12 @@ def rows_of(run_dir: Path, title: str) -> dict[str, Scores]:
         raise UsageError(f"{scored}: no scores; run --eval_test --resume_dir {run_dir} first")
     likelihood = scores(run_dir / "evaluation" / f"likelihood_step_{step:08d}" / "scores.json")
     bounds = next(iter(likelihood.values()), Scores())
-    facts = {"parameters": parameters(newest) / 1e6, **seconds_per_sample(scored)}
+    facts = {"parameters": parameters(newest) / 1e6}
     named = {HUMAN: rows.pop(HUMAN)}
     for name, row in rows.items():
         own = title if len(rows) == 1 else f"{title}, {name}"
-        named[own] = Scores({**bounds, **row, **facts}, {**bounds.notes, **row.notes})
+        seconds = seconds_per_sample(scored, name)
+        named[own] = Scores({**bounds, **row, **facts, **seconds}, {**bounds.notes, **row.notes})
     return named
 
 

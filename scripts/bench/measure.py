@@ -20,18 +20,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from offline_metrics import report
-from scripts.job.hardware import device
+from scripts.job.hardware import device, wait_for
 
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}  # large enough that the matrix units, not the memory, are what is measured
 MATMULS = 10  # between two looks at the clock
 PROBE_SECONDS = 0.2
 LOW, HIGH = "_low", "_high"  # ends of the spread of a figure, in a row
-
-
-def wait_for(device: torch.device) -> None:
-    """Returns when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from diffusion.training.optim import OptimOptions
 from diffusion.training.options import TrainingOptions
 from diffusion.training.tracker import Trackers
 from diffusion.training.trainer import Trainer, TrainingData
-from scripts.bench.measure import MemoryGrowth, Row, Stopwatch, matmul_peak, spread, wait_for
-from scripts.job.hardware import compile_trunk
+from scripts.bench.measure import MemoryGrowth, Row, Stopwatch, matmul_peak, spread
+from scripts.job.hardware import compile_trunk, wait_for
 
 STAGES = ("load", "encode", "forward", "backward", "optimizer", "ema")
 PRECISION = {"no": torch.float32, "bf16": torch.bfloat16}  # of matrix products, by --mixed_precision

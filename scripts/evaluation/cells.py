@@ -98,7 +98,7 @@ def score_cell(system: System, cell: str, seed: int, strategy: str, place: Path)
     test = system.corpus.test
     evaluation = evaluate(chosen, system.suite(test, seed), seed, system.sources(test, seed), [strategy])
     samples, rows = evaluation.samples[strategy], evaluation.rows
-    rows[strategy]["seconds_per_sample"] = evaluation.seconds / len(samples.first)
+    rows[strategy]["seconds_per_sample"] = evaluation.made.seconds[strategy] / len(evaluation.made.first)
     samples.write_strategy(strategy, folder / f"{strategy}.jsonl")
     report.write_json(made, {"cell": cell, "asked": asked, "rows": rows})
     return rows

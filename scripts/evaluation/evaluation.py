@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from scripts.composition.build import System
 from scripts.evaluation.asked import asked_of_system, check_alike, is_whole, mark_whole
 from scripts.evaluation.run_folder import scores
 from scripts.job.console import note
-from scripts.job.processes import is_main, main_first, shared_out, told_by_main
+from scripts.job.processes import is_main, main_first, rank_and_count, shared_out, told_by_main
 from scripts.sampling.conditional import add_pair_scores, candidate_sets, chosen, sample_candidates
 from scripts.sampling.samples_file import Samples
 from scripts.sampling.sampling import sample
@@ -36,13 +35,17 @@ class Evaluation:
 
     samples: dict[str, Samples]  # by row
     rows: dict[str, Scores]
-    seconds: float  # of sampling and decoding
-    candidates: Samples | None = None  # of each source, where there were some to choose from
+    made: Samples  # all that were sampled, of which the rows may be a choice
 
     @property
     def texts(self) -> dict[str, list[str]]:
         """The texts of each row."""
         return {row: samples.texts.get(row, samples.first) for row, samples in self.samples.items()}
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether there were candidates to choose from."""
+        return len(self.made.first) > len(next(iter(self.samples.values())).first)
 
     def write(self, folder: Path) -> None:
         """<row>.jsonl, scores.json and table.md; timing.json, which alone differs when the same is done again.
@@ -54,11 +57,11 @@ class Evaluation:
             return
         for row, samples in self.samples.items():
             samples.write_strategy(row if row in samples.texts else next(iter(samples.texts)), folder / f"{row}.jsonl")
-        if self.candidates is not None:
-            self.candidates.write_strategy(next(iter(self.candidates.texts)), folder / "candidates.jsonl")
+        if self.is_choice:
+            self.made.write_strategy(next(iter(self.made.texts)), folder / "candidates.jsonl")
         write_rows(folder, self.rows)
-        made = len((self.candidates or next(iter(self.samples.values()))).first)
-        report.write_json(folder / "timing.json", {"seconds": self.seconds, "samples": made})
+        timing = {"seconds": self.made.seconds, "samples": len(self.made.first)}  # none were taken of the choosing
+        report.write_json(folder / "timing.json", timing | {"processes": rank_and_count()[1]})
 
 
 def result_folder(run_dir: Path, mode: str, step: int) -> Path:
@@ -82,32 +85,30 @@ def evaluate(
     strategies: Sequence[str] | None = None,
 ) -> Evaluation:
     """Samples `num_samples` texts and scores them by each strategy; `sources` are those of the suite's references."""
-    count, each, candidates = system.options.run.num_samples, system.options.run.mbr_candidates, None
+    count, each = system.options.run.num_samples, system.options.run.mbr_candidates
     available = len(suite.reference_texts)
-    started = time.monotonic()
     if sources is None:
         if count > available:
             note(
                 f"{count:,} samples asked but the references hold {available:,} texts: MAUVE compares {available:,} "
                 f"with {available:,}; the other metrics use all {count:,}"
             )
-        samples = sample(system, count, seed, strategies=strategies)
-        made = dict.fromkeys(samples.texts, samples)
+        made = sample(system, count, seed, strategies=strategies)
+        samples = dict.fromkeys(made.texts, made)
     else:
         if count > available:
             note(f"{count:,} samples asked but there are {available:,} sources: {available:,} are made, one for each")
             count = available
-        candidates = sample_candidates(system, sources[:count], seed, each)
-        made = chosen(candidates, each)
-    seconds = time.monotonic() - started
+        made = sample_candidates(system, sources[:count], seed, each)
+        samples = chosen(made, each)
     with main_first():  # the others read it from the store
         rows = {HUMAN: suite.human_row(count)}
-    evaluation = Evaluation(made, rows, seconds, candidates if each > 1 else None)
+    evaluation = Evaluation(samples, rows, made)
 
     def score(texts: list[str]) -> Scores:
         row = suite.score(texts)
-        if candidates is not None:
-            add_pair_scores(row, texts, suite.reference_texts[:count], candidate_sets(candidates, each))
+        if sources is not None:
+            add_pair_scores(row, texts, suite.reference_texts[:count], candidate_sets(made, each))
         return row
 
     written = evaluation.texts

@@ -49,17 +49,24 @@ def _row_name(name: str) -> str:
     return name
 
 
-def _timing(found: Any) -> tuple[float, int]:
-    seconds, samples = found["seconds"], found["samples"]
-    if type(seconds) not in (int, float) or type(samples) is not int or seconds < 0 or samples < 1:
-        raise TypeError(f"{seconds!r} seconds of {samples!r} samples")
-    return seconds, samples
+def seconds_per_sample(folder: Path, row: str) -> dict[str, float]:
+    """Seconds a sample of a row over all seeds of an evaluation, where they were taken.
 
+    They are those of making texts and writing them as the row has it; of older evaluations, of all rows together.
+    """
 
-def seconds_per_sample(folder: Path) -> dict[str, float]:
-    """Seconds a sample over all seeds of an evaluation, where they were taken."""
-    timings = [read(path, _timing) for path in sorted(folder.glob("seed_*/timing.json"))]
-    if not timings:
+    def timing(found: Any) -> tuple[float, int] | None:
+        seconds, samples = found["seconds"], found["samples"]
+        if isinstance(seconds, dict):
+            if row not in seconds:
+                return None
+            seconds = seconds[row]
+        if type(seconds) not in (int, float) or type(samples) is not int or seconds < 0 or samples < 1:
+            raise TypeError(f"{seconds!r} seconds of {samples!r} samples")
+        return seconds, samples
+
+    timings = [read(path, timing) for path in sorted(folder.glob("seed_*/timing.json"))]
+    if not timings or None in timings:
         return {}
     seconds, made = map(sum, zip(*timings, strict=True))
     return {"seconds_per_sample": seconds / made}

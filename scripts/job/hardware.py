@@ -16,6 +16,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def compile_trunk(denoiser: nn.Module) -> None:
     """Lets the first call of the trunk compile it; UsageError where torch.compile would not find a compiler."""
     if device().type == "cuda":

@@ -229,7 +229,8 @@ def _add_facts(run: Run, evaluation: Evaluation, newest: Path | None) -> None:
     except UsageError as error:
         run.problems.append(str(error))
     try:
-        facts.update(seconds_per_sample(evaluation.folder))
+        for name in evaluation.strategies:
+            evaluation.rows[name].update(seconds_per_sample(evaluation.folder, name))
         if newest is not None:
             facts["parameters"] = parameters(newest) / 1e6
     except UsageError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Samples:
     labels: list[str | None]
     ids: list[list[int]] | None = None  # tokens of each text, for methods on tokens
     tokenizer: str | None = None  # fingerprint of what the ids mean
+    # By strategy: of making x0 and of writing it so, each process's own.
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def first(self) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from diffusion.training.progress import progress_bar
 from scripts.composition.build import System
 from scripts.job.console import note
 from scripts.job.errors import UsageError
+from scripts.job.hardware import wait_for
 from scripts.job.processes import rank_and_count, shared_out
 from scripts.sampling.samples_file import Samples
 
@@ -80,6 +82,8 @@ def sample(
     label = _drawn_labels(system, u[:, 1]) if labels is None else torch.tensor(labels)
     texts = {strategy: [""] * count for strategy in strategies or system.space.strategies}
     made: list[list[int]] = [[]] * count
+    seconds = dict.fromkeys(texts, 0.0)
+    device = next(system.denoiser.parameters()).device
     groups = lengths.argsort(stable=True).split(batch_size)  # similar lengths together, so that little is padded
     rank, processes = rank_and_count()
     total = sum(map(len, groups[rank::processes]))
@@ -87,9 +91,9 @@ def sample(
 
     with progress_bar(None, f"sample {total}, seed {seed}", total=total, bar_format=BAR, disable=rank > 0) as bar:
 
-        def make(group: Tensor) -> tuple[dict[str, list[str]], list[list[int]]]:
-            """The texts of a group by each strategy, and what they were written from, for methods on tokens."""
-            rows, done = group.tolist(), bar.n
+        def make(group: Tensor) -> tuple[dict[str, list[str]], dict[str, float], list[list[int]]]:
+            """The texts of a group by each strategy, its seconds, and the tokens where the method is on tokens."""
+            rows, done, started = group.tolist(), bar.n, perf_counter()
 
             def progress(i: int, n: int, x: Tensor) -> None:
                 bar.update(done + len(rows) * sampling * i / n - bar.n)
@@ -101,31 +105,37 @@ def sample(
             x0, shown = _sample_batch(
                 system, own, lengths[group], chosen, [before[i] for i in rows], given.pieces, progress
             )
+            wait_for(device)
+            generated = perf_counter() - started
             bar.update(done + len(rows) * sampling - bar.n)  # a sampler may end early
             own_seeds = [decoding_seeds[i] for i in rows]
-            written = {}
+            written, spent = {}, {}
             for way, strategy in enumerate(texts, start=1):
+                started = perf_counter()
                 written[strategy] = system.space.decode(x0, shown, strategy, own_seeds)
+                spent[strategy] = generated + perf_counter() - started
                 bar.update(done + len(rows) * (sampling + (1 - sampling) * way / len(texts)) - bar.n)
             if not system.method.on_tokens:
-                return written, [[]] * len(rows)
-            return written, [_ended(system, ids[keep].tolist()) for ids, keep in zip(x0, shown, strict=True)]
+                return written, spent, [[]] * len(rows)
+            return written, spent, [_ended(system, ids[keep].tolist()) for ids, keep in zip(x0, shown, strict=True)]
 
-        for group, (written, ids) in zip(groups, shared_out(groups, make), strict=True):
+        for group, (written, spent, ids) in zip(groups, shared_out(groups, make), strict=True):
             for place, i in enumerate(group.tolist()):
                 made[i] = ids[place]
                 for strategy in texts:
                     texts[strategy][i] = written[strategy][place]
+            for strategy in texts:
+                seconds[strategy] += spent[strategy]
     names = [None] * count if label is None else [system.classes[i] if i >= 0 else None for i in label.tolist()]
     if not system.method.on_tokens:
-        return Samples(texts, seeds, targets.tolist(), names)
+        return Samples(texts, seeds, targets.tolist(), names, seconds=seconds)
     lost = sum(_loses(system, ids, length, given.pieces) for ids, length in zip(made, targets.tolist(), strict=True))
     if lost:
         note(
             f"warning: {lost:,} of {count:,} texts end before words given to them, which they have lost: the model "
             "wrote an end of text there; give the words an earlier place, or another --random_seed"
         )
-    return Samples(texts, seeds, [len(ids) for ids in made], names, made, system.space.fingerprint)
+    return Samples(texts, seeds, [len(ids) for ids in made], names, made, system.space.fingerprint, seconds)
 
 
 def _sample_batch(

@@ -76,7 +76,8 @@ def test_a_run_that_was_evaluated(evaluated, compared, loaded):
     (bound,) = json.loads((folder / "likelihood_step_00000004" / "scores.json").read_text()).values()
     timings = [json.loads(path.read_text()) for path in folder.glob("test_step_00000004/seed_*/timing.json")]
     assert len(timings) == 5 and sum(timing["samples"] for timing in timings) == 20
-    seconds = sum(timing["seconds"] for timing in timings) / 20
+    assert all(timing["processes"] == 1 for timing in timings)
+    seconds = sum(timing["seconds"]["sample"] for timing in timings) / 20
     millions = sum(p.numel() for p in loaded(evaluated).denoiser.parameters()) / 1e6
     row = table["own"]
     assert row["nats/token ↓"] == f"{bound['nats_per_token']:.3f} ± {bound['nats_per_token_std']:.3f}"
@@ -123,6 +124,15 @@ def test_each_way_of_writing_is_a_row_with_the_likelihood_of_its_run(made, compa
         "paired, sample": ("1.00", "2.500", "0.750"), "paired, mbr": ("2.00", "2.500", "0.750"),
         "latent, beam": ("3.00", "", ""), "latent, nucleus": ("4.00", "", ""),
     }  # fmt: skip
+
+
+def test_each_way_of_writing_has_its_own_seconds_and_a_choice_among_candidates_none(made, compared):
+    rows = {name: {"bleu": 1.0} for name in ("beam", "nucleus", "mbr")}
+    timings = [{"seconds": {"beam": 6.0, "nucleus": nucleus}, "samples": 4, "processes": 2} for nucleus in (1.0, 3.0)]
+    table, _ = compared(made("run", rows, timings))
+    assert [row["s/sample ↓"] for row in table.values()] == ["", "1.500", "0.500", ""]
+    with_old, _ = compared(made("old", rows, [{"seconds": 8.0, "samples": 4}]))
+    assert [row["s/sample ↓"] for row in with_old.values()] == ["", "2.000", "2.000", "2.000"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(made, compared):

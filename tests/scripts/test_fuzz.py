@@ -372,7 +372,7 @@ FORMS = {
         st.tuples(st.floats(0, 1e6), st.integers(1, 10**6)).map(
             lambda it: (said({"seconds": it[0], "samples": it[1]}), {"seconds_per_sample": it[0] / it[1]})
         ),
-        seconds_per_sample,
+        lambda folder: seconds_per_sample(folder, "beam"),
         lambda text: {"seconds_per_sample": (found := json.loads(text))["seconds"] / found["samples"]},
     ),
     "sweep": Form(

@@ -655,9 +655,12 @@ def test_gen_data_gives_every_text_noise_of_its_own(labelled, loaded):
     assert len({tuple(row[0].tolist()) for row in noise}) == 8
 
 
-def test_gen_data_of_an_unconditional_run(plain, call, tmp_path):
+def test_gen_data_of_an_unconditional_run(plain, call, tmp_path, monkeypatch):
+    decode, ways = LatentSpace.decode, set()
+    monkeypatch.setattr(LatentSpace, "decode", lambda *args: ways.add(args[3]) or decode(*args))
     outcome = call(main, f"--gen_data --resume_dir {plain[0]} --output_dir {tmp_path} --num_samples 3")
     assert outcome.status == 0, outcome.err
+    assert ways == {"beam"}  # what is not kept is not written
     found = synthetic(tmp_path, 3)
     assert all(len(rows) == 3 and {label for _, label in rows} == {""} for rows in found.values())
     assert len({json.dumps(rows) for rows in found.values()}) > 1

@@ -124,7 +124,8 @@ def test_files_are_the_first_candidate_and_the_choice(evaluated, system):
             "sample.jsonl", "mbr.jsonl", "candidates.jsonl", "scores.json", "table.md", "timing.json", "asked.json"
         }  # fmt: skip
         assert read_texts(own / "candidates.jsonl") == samples.first
-        assert json.loads((own / "timing.json").read_text())["samples"] == 4 * K
+        timing = json.loads((own / "timing.json").read_text())
+        assert timing["samples"] == 4 * K and timing["seconds"].keys() == {"sample"}
         for name, picks in (("sample", [0] * 4), ("mbr", [mbr_choice(each) for each in sets])):
             assert read_texts(own / f"{name}.jsonl") == [each[pick] for each, pick in zip(sets, picks, strict=True)]
             rows = read_samples(own / f"{name}.jsonl")
@@ -182,6 +183,7 @@ def test_without_candidates_there_is_one_text_for_each_source(run_dir, call, tmp
     folder = tmp_path / "evaluation" / "valid_step_00000004"
     assert "99 samples asked but there are 12 sources: 12 are made, one for each" in outcome.err
     assert {path.name for path in (folder / "seed_42").glob("*.jsonl")} == {"sample.jsonl"}
+    assert json.loads((folder / "seed_42" / "timing.json").read_text())["seconds"]["sample"] > 0
     scores = rows_in(folder)
     assert list(scores) == ["human", "sample"]
     assert (scores["sample"]["texts"], len(read_texts(folder / "seed_42" / "sample.jsonl"))) == (12, 12)

@@ -184,6 +184,24 @@ def test_the_bar_names_the_seed_and_is_full_when_texts_are_written(
     assert seen == writing
 
 
+def test_each_way_of_writing_has_the_seconds_of_making_texts_and_its_own(small_run, loaded, monkeypatch):
+    system, clock = loaded(small_run("latent"), "--eval_batch_size", "4"), [0.0]
+    prior, decode, costs = system.process.prior, type(system.space).decode, {"beam": 5, "nucleus": 1}
+
+    def passes(seconds, work, *args):
+        clock[0] += seconds
+        return work(*args)
+
+    monkeypatch.setattr("scripts.sampling.sampling.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(system.process, "prior", lambda *args: passes(10, prior, *args))
+    monkeypatch.setattr(
+        type(system.space), "decode", lambda *args: passes(costs[args[3]], decode, *args)
+    )
+    made = sample(system, 8, 43)
+    assert made.seconds == {"beam": 2 * 15, "nucleus": 2 * 11}  # of two batches
+    assert sample(system, 8, 43, strategies=["nucleus"]).seconds == {"nucleus": 22}
+
+
 # Texts longer than the model
 
 
