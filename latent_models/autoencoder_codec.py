@@ -33,6 +33,7 @@ class AutoencoderCodec:
     """Standardised latents of an autoencoder, one a token or N a text; frozen, in evaluation mode."""
 
     strategies: ClassVar[tuple[str, ...]] = ("argmax",)  # ways to write
+    on_request: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, encoder: FrozenEncoder, autoencoder: Autoencoder, identity: str = ""):
         self.encoder = encoder

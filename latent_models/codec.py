@@ -65,7 +65,8 @@ class Encoded:
 class Codec(Protocol):
     """Text <-> x0."""
 
-    strategies: tuple[str, ...]  # ways to write x0 as text
+    strategies: tuple[str, ...]  # ways to write x0 as text, all of which an evaluation takes
+    on_request: tuple[str, ...]  # further ways, for whoever asks for one
     max_length: int  # longest text in tokens; longer ones are cut
     most_positions: int  # L of the text with most of them
     ends: tuple[int, int] | None  # how many of a text's first and last positions are special; None: none is a token's

@@ -60,11 +60,15 @@ class CodecOptions:
             raise ModelError(f"--max_length {self.max_length}: expected at least 2 tokens")
 
 
-# The two ways to decode of the reference system; what they leave open, the model's own generation settings decide.
+# The first two ways to decode are those of the reference system: no three tokens twice in a text, whatever the latents
+# say. The third shows what they say. What a way leaves open, the model's own generation settings decide.
 LIMITS = {"min_length": 5, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2, "do_sample": False}
+NO_LIMITS = {"min_length": 0, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "do_sample": False}
 NUCLEUS = 0.95
 TRIED = 6  # tokens that a model has to write when it is loaded: one more than `min_length`
-DECODING: dict[str, dict[str, Any]] = {"beam": {"num_beams": 4, **LIMITS}, "nucleus": {"num_beams": 1, **LIMITS}}
+DECODING: dict[str, dict[str, Any]] = {
+    "beam": {"num_beams": 4, **LIMITS}, "nucleus": {"num_beams": 1, **LIMITS}, "greedy": {"num_beams": 1, **NO_LIMITS},
+}  # fmt: skip
 
 
 class SeededNucleus(LogitsProcessor):
@@ -89,7 +93,8 @@ class SeededNucleus(LogitsProcessor):
 class Seq2SeqCodec:
     """BART (or any encoder-decoder of its kind), frozen, in evaluation mode."""
 
-    strategies: ClassVar[tuple[str, ...]] = tuple(DECODING)  # ways to write
+    strategies: ClassVar[tuple[str, ...]] = ("beam", "nucleus")  # ways to write
+    on_request: ClassVar[tuple[str, ...]] = ("greedy",)
 
     def __init__(self, model: PreTrainedModel, encoder: FrozenEncoder):
         """`encoder` is that of the model."""

@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.composition.build import System, load_system, strategies_of
+from scripts.composition.build import System, load_system, strategy_of
 from scripts.composition.checks import check_file
 from scripts.composition.dry_run import dry_run
 from scripts.composition.flag_checks import OF_SAMPLES
@@ -37,7 +37,9 @@ class SampleOptions:
 
     _argument_group_name: ClassVar[str] = "output"
 
-    strategy: str | None = field(default=None, metadata={"help": "how latents are decoded: beam (default) or nucleus"})
+    strategy: str | None = field(
+        default=None, metadata={"help": "how latents are decoded: beam (default), nucleus or greedy"}
+    )
     output_file: str | None = field(default=None, metadata={"help": "write JSON lines there instead of printing"})
     prefix: str | None = field(default=None, metadata={"help": "how every text begins"})
     suffix: str | None = field(default=None, metadata={"help": "how every text ends"})
@@ -104,11 +106,11 @@ def main() -> None:
     options = Options.from_groups(groups, argv, OF_SAMPLES | {"mbr_candidates", "random_seed"})
     if output.output_file is not None:
         check_file("output_file", output.output_file)
+    strategy = strategy_of(options, output.strategy)
     check_sampling(options, output)
     if options.run.dry_run:
         return dry_run(options, [])
     system, step = load_system(options)
-    strategy = output.strategy or system.space.strategies[0]
     note(f"{options.run.resume_dir}, step {step:,}")
     count, seed, given = options.run.num_samples, options.training.random_seed, Given()
     if output.semi_ar_stride is not None:
@@ -140,9 +142,6 @@ def keep_candidates(samples: Samples, candidates: int, output_file: str | None) 
 def check_sampling(options: Options, output: SampleOptions) -> None:
     """Raises UsageError for what the method cannot do."""
     method = METHODS[options.method.method]
-    strategies = strategies_of(options)
-    if output.strategy is not None and output.strategy not in strategies:
-        raise UsageError(f"--strategy {output.strategy!r} is not one of: {', '.join(strategies)}")
     if not method.on_tokens and (output.show_intermediate or output.semi_ar_stride is not None):
         raise UsageError("--show_intermediate and --semi_ar_stride need a method on tokens; this run is latent")
     if "split" in options.given and not options.tokens.condition_on_source:

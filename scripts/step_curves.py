@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from offline_metrics import report
 from offline_metrics.scores import Scores
-from scripts.composition.build import load_system, strategies_of
+from scripts.composition.build import load_system, strategy_of
 from scripts.composition.dry_run import dry_run
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
 from scripts.evaluation.cells import by_cell, check_cells, score_cell, title, with_cell
@@ -38,7 +38,9 @@ class CurveOptions:
         default_factory=list,
         metadata={"help": "ways to sample: SAMPLER:STEPS, SAMPLER:STEPS:GRID_POWER, or FLAG=VALUE[,FLAG=VALUE ...]"},
     )
-    strategy: str | None = field(default=None, metadata={"help": "how latents are decoded: beam (default) or nucleus"})
+    strategy: str | None = field(
+        default=None, metadata={"help": "how latents are decoded: beam (default), nucleus or greedy"}
+    )
     seeds: list[int] = field(default_factory=lambda: list(TEST_SEEDS), metadata={"help": "seeds of each cell"})
 
     def __post_init__(self):
@@ -53,10 +55,7 @@ def main() -> None:
     argv = reading_a_run(sys.argv[1:], "eval_test")
     *groups, curves = parse([*GROUPS, CurveOptions], argv, __doc__)
     options = Options.from_groups(groups, argv)
-    strategies = strategies_of(options)
-    strategy = curves.strategy or strategies[0]
-    if strategy not in strategies:
-        raise UsageError(f"--strategy {strategy!r} is not one of: {', '.join(strategies)}")
+    strategy = strategy_of(options, curves.strategy)
     for cell in curves.cells:
         by_cell(options, cell)
     if options.run.dry_run:

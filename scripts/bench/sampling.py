@@ -17,7 +17,7 @@ import torch
 
 from diffusion.randomness import sample_seeds, uniform
 from scripts.bench.measure import Column, Output, Row, Stopwatch, spread, table
-from scripts.composition.build import System, load_system
+from scripts.composition.build import System, load_system, strategy_of
 from scripts.composition.options import Options
 from scripts.composition.spaces import Space
 from scripts.evaluation.cells import check_cells, with_cell
@@ -53,7 +53,9 @@ class SamplingBench:
     baseline: str = field(default="ddim:250", metadata={"help": "what they are compared with, at full length"})
     samples: int = field(default=200, metadata={"help": "texts made by each cell"})
     baseline_samples: int = field(default=32, metadata={"help": "texts made by the baseline, in one batch or more"})
-    strategy: str | None = field(default=None, metadata={"help": "how latents are decoded: beam (default) or nucleus"})
+    strategy: str | None = field(
+        default=None, metadata={"help": "how latents are decoded: beam (default), nucleus or greedy"}
+    )
     repetitions: int = field(default=1, metadata={"help": "how often each is done, in turns; the medians are given"})
     random_seed: int = field(default=42, metadata={"help": "seed of the samples"})
 
@@ -138,9 +140,7 @@ def main() -> None:
     system, step = load_system(Options.from_argv(["--gen_data", "--resume_dir", bench.resume_dir]))
     if system.method.on_tokens:
         raise UsageError(f"--resume_dir {bench.resume_dir}: works on tokens; expected a run of --method latent")
-    strategy = bench.strategy or system.space.strategies[0]
-    if strategy not in system.space.strategies:
-        raise UsageError(f"--strategy {strategy!r} is not one of: {', '.join(system.space.strategies)}")
+    strategy = strategy_of(system.options, bench.strategy)
     output.make()
     rows = measured(bench, system, strategy)
     settings = vars(bench) | {"strategy": strategy, "step": step}

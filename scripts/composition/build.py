@@ -33,6 +33,7 @@ from scripts.composition.spaces import Space, check_files
 from scripts.composition.token_space import TokenSpace
 from scripts.composition.window_file import levels_of
 from scripts.job.console import note
+from scripts.job.errors import UsageError
 from scripts.job.hardware import compile_trunk, device
 
 # Further metrics of single corpora, each a function of the texts.
@@ -144,11 +145,16 @@ def space_type(options: Options) -> type[Space]:
     return TokenSpace if METHODS[options.method.method].on_tokens else LatentSpace
 
 
-def strategies_of(options: Options) -> tuple[str, ...]:
-    """The ways to write texts, before anything is loaded."""
+def strategy_of(options: Options, asked: str | None) -> str:
+    """The way to write texts: as `asked`, else the usual one; UsageError where a run has no such way."""
     if METHODS[options.method.method].on_tokens:
-        return TokenSpace.strategies
-    return codec_type(find_model(options.codec.enc_dec_model)).strategies
+        ways = TokenSpace.strategies
+    else:
+        codec = codec_type(find_model(options.codec.enc_dec_model))
+        ways = codec.strategies + codec.on_request
+    if asked is not None and asked not in ways:
+        raise UsageError(f"--strategy {asked!r} is not one of: {', '.join(ways)}")
+    return asked or ways[0]
 
 
 def fit_space(options: Options, corpus: Corpus) -> Space:

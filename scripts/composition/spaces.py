@@ -25,7 +25,7 @@ RECORD = "space.json"  # size and SHA-256 of the files of a space
 class Space(Protocol):
     """What trainer, sampler and evaluation need to know of the data of a method."""
 
-    strategies: tuple[str, ...]  # ways to write x0 as text
+    strategies: tuple[str, ...]  # ways to write x0 as text, all of which an evaluation takes
     files: tuple[str, ...]  # what `save` writes into a run folder
     lengths: LengthModel
     limit: int  # longest text in positions

@@ -91,6 +91,32 @@ def test_log_probabilities_of_a_written_text_are_those_it_was_written_with(demo)
     assert torch.allclose(logits[0], torch.cat(written.logits), atol=1e-4)
 
 
+def test_greedy_writes_the_likeliest_tokens_and_repeats_what_the_others_may_not(demo):
+    """They write no three tokens twice, and so hide what a denoiser repeats."""
+    encoded = demo.encode(["Saffron is a pub in the suburbs."])
+    x0 = encoded.x0 + 0.5 * torch.randn(encoded.x0.shape, generator=torch.Generator().manual_seed(0))
+    logits, ids = demo.logits_of(demo.decode(x0, encoded.valid, "greedy"), x0, encoded.valid)
+    assert torch.equal(logits.argmax(-1), ids)
+    x0 = 4 * torch.randn(6, 30, demo.width, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(6, 30, dtype=torch.bool)
+    repeated = dict.fromkeys(demo.strategies + demo.on_request, 0)
+    for way in repeated:
+        for row in demo.generate(x0, valid, way, range(6)).tolist():
+            ids = [i for i in row if i != demo.tokenizer.pad_token_id]
+            repeated[way] += len(ids) - 2 - len(set(zip(ids, ids[1:], ids[2:], strict=False)))
+    assert repeated["beam"] == repeated["nucleus"] == 0 < repeated["greedy"]
+
+
+def test_a_model_with_limits_of_its_own_has_none_in_greedy(demo, monkeypatch):
+    """As bart-base has in its config.json."""
+    x0 = 4 * torch.randn(6, 30, demo.width, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(6, 30, dtype=torch.bool)
+    free = demo.generate(x0, valid, "greedy")
+    for name, value in {"no_repeat_ngram_size": 3, "num_beams": 4, "early_stopping": True, "min_length": 9}.items():
+        monkeypatch.setattr(demo.model.generation_config, name, value)
+    assert torch.equal(demo.generate(x0, valid, "greedy"), free)
+
+
 def test_padding_does_not_change_states_or_texts(demo):
     short, long = "Saffron is a pub in the suburbs.", "Juniper is a Thai pub by the river. Children are not allowed."
     alone, beside = demo.encode([short]), demo.encode([short, long])

@@ -54,6 +54,8 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
     assert made.pop()[0].keywords == {"churn": 2.0}
     call("--cells ddim:3 --seeds 1 --ddim_sampling_eta 0")  # not what was scored under this name
     assert len(made) == 1
+    call("--cells ddim:3 --seeds 1 --strategy greedy")  # which no evaluation takes by itself
+    assert (folder / "ddim_3" / "seed_1" / "greedy.jsonl").is_file()
     (folder / "ddim_3" / "seed_1" / "cell.json").write_text('{"asked": ')
     with pytest.raises(UsageError, match="cell.json: cannot be read"):
         call("--cells ddim:3 --seeds 1")
@@ -76,7 +78,7 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
         "--cells churn=2": "--churn belongs to --sampler churn",
         "--cells churn=2,sampler=churn,": "expected SAMPLER:STEPS",
         "--cells grid_power=x": "--grid_power.*: invalid float value",
-        "--cells ddim:3 --strategy greedy": "--strategy 'greedy' is not one of",
+        "--cells ddim:3 --strategy best": "--strategy 'best' is not one of: beam, nucleus, greedy",
     }.items(),
 )
 @pytest.mark.parametrize("asked", ["", "--dry_run"])
