@@ -14,7 +14,7 @@ if __name__ == "__main__":  # signals are heard while the libraries load, which 
 
 import csv
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from scripts.composition.spaces import save_space
 from scripts.evaluation.evaluation import TEST_SEEDS, VALID_SEED, TrainingEvaluator, evaluate_split, result_folder
 from scripts.evaluation.likelihood import evaluate_likelihood
 from scripts.job.console import note
-from scripts.job.errors import UsageError, run
+from scripts.job.errors import UsageError, going_on, run
 from scripts.job.locks import training_in
 from scripts.job.processes import is_main, join
 from scripts.sampling.sampling import Given, sample
@@ -177,6 +177,7 @@ MODES = {
     "ppl_eval": evaluate_ppl,
     "gen_data": generate_data,
 }
+GO_ON = ("train", "resume_training", "eval_test")  # the others begin anew
 
 
 def main() -> None:
@@ -186,7 +187,7 @@ def main() -> None:
         return dry_run(options, problems)
     if problems:
         raise UsageError(problems[0])
-    with listening() as stop:
+    with listening() as stop, going_on() if options.run.mode in GO_ON else nullcontext():
         join()
         MODES[options.run.mode](options, stop)
 

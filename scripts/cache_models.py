@@ -25,7 +25,7 @@ from latent_models.codec import HUB_NAMES, MODELS_DIR, NAMES_HERE
 from scripts.fetching.checksums import read_record, write_record
 from scripts.fetching.hub import Repository, fetch, find_repository, unfinished
 from scripts.job.console import note
-from scripts.job.errors import PlainParser, UsageError, run
+from scripts.job.errors import PlainParser, UsageError, going_on, run
 from scripts.job.locks import locked
 
 DEFAULTS = ("facebook/bart-base", "gpt2-large", "all-mpnet-base-v2")
@@ -190,6 +190,7 @@ def check(names: Sequence[str], folder: Path) -> None:
         )
 
 
+@going_on()
 def main() -> None:
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"names on the hub ({', '.join(DEFAULTS)})")

@@ -23,7 +23,7 @@ from scripts.evaluation.cells import by_cell, check_cells, score_cell, title, wi
 from scripts.evaluation.evaluation import HUMAN, TEST_SEEDS, write_rows
 from scripts.job.command_line import check_seed
 from scripts.job.console import note
-from scripts.job.errors import UsageError, run
+from scripts.job.errors import UsageError, going_on, run
 
 COLUMNS = ("mauve", "corpus_perplexity", "diversity", "memorization", "acceptance", "mean_words", "seconds_per_sample")
 
@@ -51,6 +51,7 @@ class CurveOptions:
             check_seed("seeds", seed)
 
 
+@going_on()
 def main() -> None:
     argv = reading_a_run(sys.argv[1:], "eval_test")
     *groups, curves = parse([*GROUPS, CurveOptions], argv, __doc__)

@@ -14,15 +14,24 @@ from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # what shells give for Ctrl-C
 SAME_REQUEST = 1.0  # seconds; a batch system tells every process of a job, a parent passes it on to its child
 
 
 class Stopped(BaseException):
-    """The job was asked to stop. No Exception: what goes on after errors shall not go on after this."""
+    """The job was asked to stop. No Exception: what goes on after errors shall not go on after this.
 
-    def __init__(self, number: int | None = None):
-        self.status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED
+    `number` is the signal; None: another process was told. `goes_on`: the same command begins where this one ended.
+    """
+
+    def __init__(self, number: int | None = None, goes_on: bool = False):
+        self.number, self.goes_on = number, goes_on
+
+    @property
+    def status(self) -> int:
+        """What the process ends with: a batch system may queue it again where it goes on, and only there."""
+        if self.number is None or (self.goes_on and self.number != signal.SIGINT):
+            return EXIT_STOPPED
+        return 128 + self.number  # as shells say it
 
 
 class StopSignals:
@@ -81,10 +90,10 @@ def listening() -> Iterator[StopSignals]:
 
 
 def leave_when_asked() -> None:
-    """Until something else listens a signal ends the process, with the status of one that was stopped."""
+    """Until something else listens a signal ends the process, with the status of one that goes on: nothing is begun."""
     for number in STOP_SIGNALS:
         if not _is_ignored(number):
-            signal.signal(number, lambda number, frame: os._exit(Stopped(number).status))
+            signal.signal(number, lambda number, frame: os._exit(Stopped(number, goes_on=True).status))
 
 
 def _is_ignored(number: int) -> bool:

@@ -7,8 +7,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import torch
@@ -55,8 +55,9 @@ EXIT_UNREAD = 128 + signal.SIGPIPE  # what a shell says of programs that such a 
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's error becomes one line on standard error and exit status 2.
 
-    Status 75: a signal asked to stop, and the same command, or --resume_training, goes on. 130: so did Ctrl-C. 141:
-    whoever read the output stopped reading.
+    Status 75: a signal asked to stop what is `going_on`, and the same command, or --resume_training, goes on. 130:
+    Ctrl-C did; 138 and 143: SIGUSR1 or SIGTERM did, and the same command begins anew. 141: whoever read the output
+    stopped reading.
     """
     quiet_libraries()
     try:
@@ -76,7 +77,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         _leave(f"{error.filename or 'reading or writing failed'}: {error.strerror}; check the disk and permissions")
     except Stopped as stopped:
-        print("stopped by a signal; what was done is on disk", file=sys.stderr)
+        left = "what was done is on disk" if stopped.goes_on else "the same command begins anew"
+        print(f"stopped by a signal; {left}", file=sys.stderr)
         gc.freeze()  # else seconds go by while Python looks for garbage in all libraries, and someone waits
         raise SystemExit(stopped.status) from None
     except torch.OutOfMemoryError as error:
@@ -85,6 +87,16 @@ def run(main: Callable[[], None]) -> None:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
             raise
         _leave(f"--compile: the trunk cannot be compiled here ({first_line(error)}); leave it out")
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """For what keeps as it goes what it has done: stopped within, the same command, or --resume_training, goes on."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.goes_on = True
+        raise
 
 
 def _leave(*messages: str) -> NoReturn:

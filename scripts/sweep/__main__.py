@@ -32,7 +32,7 @@ from typing import BinaryIO
 from torch import nn
 
 from diffusion.training import checkpoint
-from diffusion.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
+from diffusion.training.signals import EXIT_STOPPED, STOP_SIGNALS, Stopped, StopSignals, listening
 from scripts.composition.checks import Inputs, scoring_checks
 from scripts.composition.dry_run import Findings, disk, look, show
 from scripts.composition.options import Options, defaults, read_args
@@ -40,7 +40,7 @@ from scripts.evaluation.asked import asked_of, difference
 from scripts.evaluation.evaluation import result_folder
 from scripts.job.command_line import flags
 from scripts.job.console import note
-from scripts.job.errors import PlainParser, UsageError, run
+from scripts.job.errors import PlainParser, UsageError, going_on, run
 from scripts.job.locks import locked
 from scripts.sweep.file import Run, Sweep, read_sweep
 
@@ -48,6 +48,7 @@ ENTRY = Path(__file__).parents[2] / "train_text_diffusion.py"
 LOCK, LOG = ".lock", "log.txt"
 HEADER = re.compile(rf"[-\d]{{10}} [:\d]{{8}} .*{re.escape(ENTRY.name)}")  # by `call`, above the words of each
 POLL = 0.1  # seconds
+STOPPED = (EXIT_STOPPED, *(128 + number for number in STOP_SIGNALS))  # exit statuses after a signal
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def advance(run: Run, sweep: Sweep, lock: BinaryIO, stop: StopSignals, title: st
         note(f"{title}: {what}")
         with stop.deferred():
             status = call(line, run, lock, stop)
-        if status in (EXIT_STOPPED, EXIT_INTERRUPTED) or stop.asked:
+        if status in STOPPED or stop.asked:
             raise Stopped(stop.asked)
         if status != 0:
             note(f"{title}: {what} failed with status {status}: {_last_words(run.folder / LOG)}")
@@ -240,6 +241,7 @@ def dry_run(sweep: Sweep, runs: list[Run]) -> None:
     show(found)
 
 
+@going_on()
 def main() -> None:
     parser = PlainParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("file", type=Path, help="what to run, as scripts/sweep/file.py says")

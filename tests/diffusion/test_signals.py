@@ -21,7 +21,9 @@ def test_a_signal_ends_work_at_once(number):
         with pytest.raises(Stopped) as stopped:
             os.kill(os.getpid(), number)
         assert stop.asked == number
-    assert stopped.value.status == (130 if number == signal.SIGINT else 75)
+    assert stopped.value.status == 128 + number
+    assert Stopped(number, goes_on=True).status == (130 if number == signal.SIGINT else 75)
+    assert Stopped().status == 75  # of a process beside the one that was told
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -130,12 +130,13 @@ def hidden(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
-def ended_well(job: Job, number: int, status: int, phase: str) -> None:
+def ended_well(job: Job, number: int, status: int, phase: str, goes_on: bool = True) -> None:
     got, seconds = job.stop(number)
     print(f"{phase}: {signal.Signals(number).name}, ended after {seconds:.2f} s with status {got}")
     assert got == status, job.said()
     assert seconds < WITHIN
-    assert "Traceback" not in job.said() and "stopped by a signal; what was done is on disk" in job.said()
+    left = "what was done is on disk" if goes_on else "the same command begins anew"
+    assert "Traceback" not in job.said() and f"stopped by a signal; {left}" in job.said()
     assert not hidden(job.words.parent)
 
 
@@ -196,19 +197,22 @@ def test_in_an_evaluation_of_training(job, tmp_path, data_dir, number, status):
 
 @each_signal
 @pytest.mark.parametrize(
-    ("module", "line", "begun"),
+    ("module", "line", "begun", "goes_on"),
     [
-        (TRAINING, "--eval_test --num_samples 20000 --output_dir", "sample 20000"),
-        pytest.param(TRAINING, "--gen_data --num_samples 20000 --output_dir", "sample 20000", marks=pytest.mark.slow),
-        (TRAINING, "--ppl_eval --likelihood_draws 100000 --output_dir", "likelihood"),
-        ("scripts.sample", "--num_samples 20000 --output_file", "sample 20000"),
+        (TRAINING, "--eval_test --num_samples 20000 --output_dir", "sample 20000", True),
+        pytest.param(
+            TRAINING, "--gen_data --num_samples 20000 --output_dir", "sample 20000", False, marks=pytest.mark.slow
+        ),
+        (TRAINING, "--ppl_eval --likelihood_draws 100000 --output_dir", "likelihood", False),
+        ("scripts.sample", "--num_samples 20000 --output_file", "sample 20000", False),
     ],
     ids=["eval_test", "gen_data", "ppl_eval", "scripts.sample"],
 )
-def test_in_a_job_on_a_trained_run(job, small_run, tmp_path, module, line, begun, number, status):
+def test_in_a_job_on_a_trained_run(job, small_run, tmp_path, module, line, begun, goes_on, number, status):
     working = job(module, f"--resume_dir {small_run('mdlm')} {line} {tmp_path / 'own.jsonl'}")
     working.wait_for(lambda: begun in working.said())
-    ended_well(working, number, status, f"{module} {line.split()[0]}")
+    status = status if goes_on else 128 + number
+    ended_well(working, number, status, f"{module} {line.split()[0]}", goes_on)
     assert not [path for path in tmp_path.rglob("own.jsonl/**/*") if path.is_file()]
 
 

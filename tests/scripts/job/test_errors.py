@@ -20,7 +20,7 @@ from diffusion.training import checkpoint
 from diffusion.training.signals import listening
 from scripts import demo, evaluate_samples, make_demo_corpus, sample
 from scripts.composition.options import Options
-from scripts.job.errors import USER_ERRORS, run
+from scripts.job.errors import USER_ERRORS, going_on, run
 
 ROOT = Path(__file__).parents[3]
 METRICS = "--perplexity_model gpt2-demo --mauve_model gpt2-demo"
@@ -434,14 +434,16 @@ def test_a_reader_who_has_seen_enough_ends_a_command_in_silence(monkeypatch, cap
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("listens", [nullcontext, listening])
-def test_a_job_stopped_by_a_signal_has_its_own_status(call, number, status, listens):
+def test_a_job_stopped_by_a_signal_has_its_own_status_and_says_whether_it_goes_on(call, number, listens):
     def main():
         with listens():
             os.kill(os.getpid(), number)
 
-    assert call(main) == (status, "", "stopped by a signal; what was done is on disk\n")
+    assert call(main) == (128 + number, "", "stopped by a signal; the same command begins anew\n")
+    status = 130 if number == signal.SIGINT else 75
+    assert call(going_on()(main)) == (status, "", "stopped by a signal; what was done is on disk\n")
 
 
 @pytest.mark.parametrize("bug", [ValueError("shape"), OSError("no number")])
