@@ -68,7 +68,8 @@ class LatentSpace:
     ) -> LatentSpace:
         """Loads the codec and takes the statistics of the training split."""
         codec = load_codec(options, device)
-        cache = encoded(codec, corpus.train.texts, save_dir / "latents", f"{corpus.name}-train", options.latent_dtype)
+        folder, name = save_dir / "latents", f"{corpus.name}-train"
+        cache = encoded(codec, corpus.train.texts, folder, name, options.latent_dtype, progress=progress_bar)
         scale = options.latent_scale if options.normalize_latent else "none"
         statistics = LatentStatistics.fit(cache.pieces(), cache.lengths, scale)
         statistics = replace(statistics, codec=f"{codec.identity} {options.enc_dec_model}")

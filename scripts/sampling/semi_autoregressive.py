@@ -12,11 +12,12 @@ from torch import Tensor
 
 from diffusion.guidance import Clamped
 from diffusion.randomness import SampleGenerators, sample_seeds
+from diffusion.training.progress import progress_bar
 from scripts.composition.build import System
 from scripts.composition.methods import sampler_of
 from scripts.job.errors import UsageError
 from scripts.sampling.samples_file import Samples
-from scripts.sampling.sampling import prediction
+from scripts.sampling.sampling import BAR, prediction
 
 
 def extended(window: Callable[[Tensor, Tensor], Tensor], first: Tensor, stride: int, strides: int) -> Tensor:
@@ -40,19 +41,28 @@ def sample_long(system: System, count: int, seed: int, stride: int, strides: int
         )
     sampler = sampler_of(system.options)  # not `system.sampler`, which may stop at an end of text
     seeds, texts, ids = sample_seeds(seed, 0, count), [], []
-    for start in range(0, count, system.options.training.eval_batch_size):
-        own = SampleGenerators(seeds[start : start + system.options.training.eval_batch_size])
-        valid = torch.ones(len(own), limit, dtype=torch.bool, device=device)
+    title, windows = f"sample {count}, seed {seed}", count * (1 + strides)
+    with progress_bar(None, title, total=windows, bar_format=BAR) as bar:
+        for start in range(0, count, system.options.training.eval_batch_size):
+            own = SampleGenerators(seeds[start : start + system.options.training.eval_batch_size])
+            valid = torch.ones(len(own), limit, dtype=torch.bool, device=device)
 
-        def window(known: Tensor, free: Tensor, own=own, valid=valid) -> Tensor:
-            x = system.process.prior(system.space.shape(*valid.shape), own, device)
-            predict_x0 = Clamped(prediction(system, valid), known, free)
-            x = sampler(system.process, predict_x0, predict_x0.hold(x), system.times, generator=own)
-            return predict_x0.hold(x)
+            def window(known: Tensor, free: Tensor, own=own, valid=valid) -> Tensor:
+                done = bar.n
 
-        made = extended(window, window(torch.zeros_like(valid, dtype=torch.long), valid), stride, strides)
-        texts += [system.space.codec.show(row) for row in made]
-        ids += made.tolist()
+                def progress(i: int, n: int, x: Tensor) -> None:
+                    bar.update(done + len(own) * i / n - bar.n)
+
+                x = system.process.prior(system.space.shape(*valid.shape), own, device)
+                predict_x0 = Clamped(prediction(system, valid), known, free)
+                x = predict_x0.hold(x)
+                x = sampler(system.process, predict_x0, x, system.times, generator=own, on_step=progress)
+                bar.update(done + len(own) - bar.n)  # a sampler may end early
+                return predict_x0.hold(x)
+
+            made = extended(window, window(torch.zeros_like(valid, dtype=torch.long), valid), stride, strides)
+            texts += [system.space.codec.show(row) for row in made]
+            ids += made.tolist()
     strategy = system.space.strategies[0]
     lengths = [limit + strides * stride] * count
     return Samples({strategy: texts}, seeds, lengths, [None] * count, ids, system.space.fingerprint)

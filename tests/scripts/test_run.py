@@ -20,6 +20,7 @@ from diffusion.training import checkpoint
 from latent_models.codec import MODELS_DIR
 from latent_models.corpora import DataOptions, load_corpus
 from latent_models.lengths import LengthModel
+from latent_models.seq2seq_codec import CodecOptions
 from latent_models.statistics import LatentStatistics
 from offline_metrics.language_model import LanguageModel
 from scripts import evaluate_samples, export_run
@@ -516,6 +517,12 @@ def test_what_cannot_be_computed_is_told_and_the_run_goes_on(train, monkeypatch,
     assert "– [1]" in table and all(note in table for name, note in scores["notes"].items() if name in missing)
     logged = [row for row in rows_of(run_dir) if "beam/texts" in row]
     assert [row["step"] for row in logged] == [2, 4] and all(logged[-1][f"beam/{name}"] is None for name in missing)
+
+
+def test_the_longest_reading_of_a_training_is_watched(data_dir, tmp_path, capsys):
+    corpus = load_corpus(DataOptions("plain", str(data_dir)))
+    LatentSpace.fit(CodecOptions("bart-demo", max_length=24), corpus, tmp_path, torch.device("cpu"))
+    assert "encode plain-train: 100%" in capsys.readouterr().err
 
 
 def test_evaluating_with_another_sampler_setting(plain, call, tmp_path):
