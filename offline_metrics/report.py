@@ -116,10 +116,14 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> Scores:
     return Scores({**result, "runs": float(len(rows))}, result.notes)
 
 
+def as_json(payload: Any) -> str:
+    """JSON in which values that are not finite are null and `Scores` keep their notes."""
+    return json.dumps(_plain(payload), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: str | Path, payload: Any) -> None:
-    """Write JSON whole or not at all; values that are not finite become null, `Scores` keep their notes."""
-    text = json.dumps(_plain(payload), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(Path(path), (text + "\n").encode())
+    """Write `as_json` whole or not at all."""
+    write_whole(Path(path), as_json(payload).encode())
 
 
 def _columns(rows: Mapping[str, Mapping[str, float]]) -> list[str]:

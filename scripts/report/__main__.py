@@ -2,8 +2,8 @@
 
     python -m scripts.report RUN_OR_SWEEP [RUN ...] [--output_dir FOLDER] [--film_strip N]
 
-Writes report.html, which needs nothing else, and report.md. A folder that holds runs, at any depth, stands for all of
-them. What a run lacks is told on the page and on standard error.
+Writes report.html, which needs nothing else, report.md, and report.json for scripts. A folder that holds runs, at any
+depth, stands for all of them. What a run lacks is told on the page and on standard error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scripts.composition.checks import check_writable
 from scripts.job.console import note
 from scripts.job.errors import USER_ERRORS, PlainParser, UsageError, run
 from scripts.report.film import Frame, film_strips
-from scripts.report.page import Report, markdown, page
+from scripts.report.page import Report, markdown, numbers, page
 from scripts.report.runs import found_in, read_run
 from scripts.report.settings import Setting, doubts, settings_of
 
@@ -61,7 +61,8 @@ def main() -> None:
         note(f"warning: {what}: {message}")
     title = places[0].absolute().name if len(places) == 1 else f"{runs[0].title} and {len(runs) - 1} more"
     report = Report(title, runs, settings, problems, films)
-    for name, content in (("report.html", page(report)), ("report.md", markdown(report))):
+    written = {"report.html": page(report), "report.md": markdown(report), "report.json": numbers(report)}
+    for name, content in written.items():
         write_text(folder / name, content)
         print(folder / name)
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from offline_metrics.report import as_json
 from offline_metrics.report import markdown as markdown_table
 from scripts.report import curves, tables
 from scripts.report.document import document
 from scripts.report.film import Frame
 from scripts.report.markup import Html, el, join, plain
 from scripts.report.runs import SEED, Run
-from scripts.report.settings import ASIDE, Comparison, Setting, baseline, compare, differing
+from scripts.report.settings import ASIDE, CONFIDENCE, Comparison, Setting, baseline, compare, differing
 
 TEXTS_SHOWN = 40  # sample texts of each kind
 RUNS_OPEN = 4  # as many runs, at most, have their curves in sight at once
@@ -257,3 +258,31 @@ def markdown(report: Report) -> str:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+# --- and for scripts --------------------------------------------------------------------------------------------------
+
+
+def numbers(report: Report) -> str:
+    """The numbers of the tables as JSON: rows of scores with spreads and notes, differences with their intervals."""
+    comparisons, reasons = report.comparisons()
+    differences = [
+        {
+            "setting": each.title,
+            "baseline": each.against,
+            "pairs": each.unit,
+            "metrics": {
+                name: {"n": d.n, "mean": d.mean, "low": d.low, "high": d.high} for name, d in each.differences.items()
+            },
+        }
+        for each in comparisons
+    ]
+    found = {
+        "rows": tables.score_rows(report.settings),
+        "seeds": {setting.title(way): setting.counts for setting in report.settings for way in setting.strategies},
+        "confidence": CONFIDENCE,
+        "differences": differences,
+        "not_compared": reasons,
+        "missing": [f"{what}: {message}" for what, message in report.problems],
+    }
+    return plain(as_json(found))

@@ -106,11 +106,12 @@ class Page(HTMLParser):
 
 
 class Made(NamedTuple):
-    """What a call left: the page, the Markdown, and what was said on standard error."""
+    """What a call left: the page, the Markdown, the numbers, and what was said on standard error."""
 
     html: str
     page: Page
     markdown: str
+    numbers: dict
     err: str
     folder: Path
 
@@ -123,9 +124,10 @@ def report(call, tmp_path) -> Callable[..., Made]:
         folder = tmp_path / "made"
         outcome = call(main, " ".join(f"'{place}'" for place in places) + f" --output_dir {folder} {flags}")
         assert outcome.status == 0, outcome.err
-        assert outcome.out.split() == [str(folder / "report.html"), str(folder / "report.md")]
+        assert outcome.out.split() == [str(folder / f"report.{kind}") for kind in ("html", "md", "json")]
         html, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
-        return Made(html, Page(html), markdown, outcome.err, folder)
+        numbers = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return Made(html, Page(html), markdown, numbers, outcome.err, folder)
 
     return make
 

@@ -53,7 +53,8 @@ def test_what_runs_say_stays_text(report, write_run, tmp_path, payload):
     clean = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", payload)
     assert clean in [text for tag, text in page.said if tag == "td"]
 
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", made.html + made.markdown + made.err)
+    numbers = (made.folder / "report.json").read_text(encoding="utf-8")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", made.html + made.markdown + numbers + made.err)
     assert "<" not in made.markdown and "![" not in made.markdown and "](" not in made.markdown
     lines = made.markdown.splitlines()
     assert [line for line in lines if line.startswith("#")][1:] in (

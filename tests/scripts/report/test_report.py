@@ -73,6 +73,13 @@ def test_a_sweep_has_means_over_seeds_and_paired_differences(report, sweep):
     cell = differences["linear − normal"]["MAUVE ↑"]
     assert cell == f"+0.030 [{expected.low:+.3f}, {expected.high:+.3f}]".replace("-", "−")
     assert differences["linear − normal"]["pairs"] == "3 training seeds"
+    (found,) = made.numbers["differences"]
+    assert (found["setting"], found["baseline"], found["pairs"]) == ("linear", "normal", "training seeds")
+    wanted = {"n": 3, "mean": 0.03, "low": expected.low, "high": expected.high}
+    assert found["metrics"]["mauve"] == pytest.approx(wanted) and made.numbers["confidence"] == 0.95
+    row = made.numbers["rows"]["linear"]
+    assert f"{row['mauve']:.3f} ± {row['mauve_std']:.3f}" == table["linear"]["MAUVE ↑"]
+    assert made.numbers["rows"].keys() == {"human", "linear", "normal"} and made.numbers["seeds"]["linear"] == "3 × 3"
     assert cell.split()[0] in [text for tag, text in made.page.said if tag == "b"]
     assert "study" in made.page.text and "6 runs · 2 settings · 6 with scores" in made.page.text
     assert made.err == ""
@@ -89,7 +96,8 @@ def test_runs_of_one_training_seed_are_paired_by_sampling_seed(report, write_run
     assert differences[f"{ours} − {base}"]["pairs"] == "3 sampling seeds"
     assert differences[f"{ours} − {base}"]["MAUVE ↑"].startswith("+0.020 [")
     assert "another training seed would change is not in their intervals" in made.markdown
-    assert f"learning_rate=0.25 − {base}: no two runs with scores were trained with the same seed" in made.page.text
+    alone = f"learning_rate=0.25 − {base}: no two runs with scores were trained with the same seed"
+    assert alone in made.page.text and made.numbers["not_compared"] == [alone]
 
 
 def test_losses_at_other_noise_are_not_drawn_together(report, write_run, tmp_path):
