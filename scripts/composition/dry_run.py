@@ -229,19 +229,21 @@ def _encoded(codec: Codec, inputs: Inputs, name: str, folder: Path) -> tuple[Pat
 def _lacking(rooms: Collection[Room]) -> Iterator[str]:
     """A complaint about each file system without the room that is needed there."""
     by_device: dict[int, list[Room]] = {}
-    places = {}
     for room in rooms:
-        place = next(each for each in (room.at.absolute(), *room.at.absolute().parents) if each.exists())
-        by_device.setdefault(place.stat().st_dev, []).append(room)
-        places[place.stat().st_dev] = place
-    for device, there in by_device.items():
-        needed, free = sum(room.size for room in there), shutil.disk_usage(places[device]).free
+        by_device.setdefault(_standing(room.at).stat().st_dev, []).append(room)
+    for there in by_device.values():
+        needed, free = sum(room.size for room in there), shutil.disk_usage(_standing(there[0].at)).free
         if needed > free:
             what = ", ".join(dict.fromkeys(room.what for room in there))
             yield (
                 f"{there[0].at}: {_size(needed)} are needed ({what}) and {_size(free)} are free; make room, or "
                 "choose another --save_dir and --output_dir"
             )
+
+
+def _standing(folder: Path) -> Path:
+    """The folder, or the one above it that is there."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
 
 
 def disk(rooms: Collection[Room]) -> str:
