@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, isfinite, log, nan
 from pathlib import Path
+from typing import NamedTuple
 
 from diffusion.training.files import write_text
 from offline_metrics import report
 from offline_metrics.metric_info import info_of
 from offline_metrics.scores import Scores
 from scripts.composition.checks import check_writable
-from scripts.evaluation.cells import dial_of
+from scripts.evaluation.asked import Asked
+from scripts.evaluation.cells import dial_of, pairs_of, read_cell
 from scripts.evaluation.evaluation import HUMAN
-from scripts.evaluation.run_folder import as_scores, read
 from scripts.job.console import note
 from scripts.job.errors import PlainParser, UsageError, run
 from scripts.report.charts import HUMAN_STYLE, Axis, Point, Series, Style, chart, swatch
@@ -70,30 +71,54 @@ def _between(name: str, a: float, b: float, share: float) -> float:
     return a + share * (b - a)
 
 
-def curves_of(run_dir: Path, name: str) -> tuple[list[Curve], dict[str, Scores], set[int]]:
-    """The curves of a run, its human row by cell, and on how many texts they rest."""
-    turned: dict[tuple[str, str], dict[float, Scores]] = defaultdict(dict)
-    human, bases = {}, set()
-    newest = max(run_dir.glob("evaluation/curves_step_*"), default=None)
-    for folder in sorted(newest.iterdir()) if newest else []:
-        found = [read(path, _cell) for path in sorted(folder.glob("seed_*/cell.json"))]
-        if not found or found[0][0] is None:
+class Cell(NamedTuple):
+    """One point of a curve under one seed: where it lies, at which value of the dial, what it was asked, its rows."""
+
+    place: Path
+    value: float
+    asked: Asked
+    rows: dict[str, Scores]
+
+    def goes_with(self, other: Cell) -> bool:
+        """Whether both were asked the same but for what a cell says; what one does not tell is no difference."""
+        both = self.asked.keys() & other.asked.keys() - pairs_of(self.asked["cell"]).keys() - {"cell"}
+        return all(self.asked[flag] == other.asked[flag] for flag in both)
+
+
+def curves_of(run_dir: Path, name: str) -> tuple[list[Curve], Scores | None, set[int]]:
+    """The curves of a run, the human row beside the first, and on how many texts they rest."""
+    turned: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
+    newest = max(run_dir.glob("evaluation/curves_step_*"), default=run_dir)
+    for place in sorted(newest.glob("*/seed_*")):
+        if (found := read_cell(place)) is None:
             continue
-        cell, _, strategy = found[0][:3]
-        fixed, dial, value = dial_of(cell)
+        fixed, dial, value = dial_of(found[0]["cell"])
         if value is None:
-            note(f"warning: {folder}: {dial} has no number to draw it at; left out")
-            continue
-        turned[fixed, dial][value] = report.aggregate([rows[strategy] for *_, rows in found])
-        human[cell] = report.aggregate([rows[HUMAN] for *_, rows in found])
-        bases |= {samples for _, samples, *_ in found}
-    titles = {key: ", ".join([name, *(part for part in key if part)]) for key in turned}
-    return [Curve(titles[key], key[1], rows) for key, rows in turned.items()], human, bases
+            note(f"warning: {place}: {dial} has no number to draw it at; left out")
+        else:
+            turned[found[0]["strategy"], fixed, dial].append(Cell(place, value, *found))
+    several = len({strategy for strategy, *_ in turned}) > 1
+    curves, human, bases = [], None, set()
+    for (strategy, fixed, dial), cells in turned.items():
+        cells = _alike(cells)
+        rows = {
+            value: report.aggregate([cell.rows[strategy] for cell in cells if cell.value == value])
+            for value in dict.fromkeys(cell.value for cell in cells)
+        }
+        title = ", ".join(part for part in (name, strategy if several else "", fixed, dial) if part)
+        curves.append(Curve(title, dial, rows))
+        human = human or report.aggregate([cell.rows[HUMAN] for cell in cells if cell.value == cells[0].value])
+        bases |= {cell.asked["num_samples"] for cell in cells}
+    return curves, human, bases
 
 
-def _cell(found: dict) -> tuple[str | None, int, str, dict[str, Scores]]:
-    """Name, number of samples, way of writing and rows of a record; older ones have no name."""
-    return found.get("cell"), found["asked"]["samples"], found["asked"]["strategy"], as_scores(found["rows"])
+def _alike(cells: list[Cell]) -> list[Cell]:
+    """Those of a curve that were asked alike, the most there are; the others are named."""
+    model = max(cells, key=lambda cell: sum(map(cell.goes_with, cells)))
+    if others := [cell for cell in cells if not model.goes_with(cell)]:
+        names = ", ".join(str(cell.place.relative_to(cell.place.parents[1])) for cell in others)
+        note(f"warning: {model.place.parents[1]}: {names} were asked otherwise than the rest of the curve; left out")
+    return [cell for cell in cells if model.goes_with(cell)]
 
 
 def tables(curves: list[Curve], human: Scores) -> list[list[list[str]]]:
@@ -143,17 +168,18 @@ def main() -> None:
     titles, empty = found_in(list(dict.fromkeys(options.runs)))
     for place, message in empty:
         note(f"warning: {place} {message}")
-    curves, human, bases = [], {}, set()
+    curves, mark, bases = [], None, set()
     for path, name in titles.items():
         found, own, on = curves_of(path, name)
         if not found:
             note(f"warning: {path}: no cells; run python -m scripts.step_curves --resume_dir {path} --cells ... first")
-        curves, human, bases = curves + found, human | own, bases | on
+        curves, mark, bases = curves + found, mark or own, bases | on
+        if own is not None and own.get("total_words") != mark.get("total_words"):
+            note(f"warning: {path}: scored beside other human texts than those before; compare runs on the same texts")
     if not curves:
         raise UsageError("no run has cells; expected what scripts.step_curves writes, with one flag turned")
     if len(bases) > 1:
         note(f"warning: cells rest on {' and '.join(map(str, sorted(bases)))} texts: compare with care")
-    mark = next(iter(human.values()))
     if ENTROPY not in mark:
         raise UsageError(f"the human row has no {info_of(ENTROPY).label}; score the cells again")
     cells = tables(curves, mark)

@@ -3,7 +3,7 @@
     python -m scripts.step_curves --resume_dir RUN --cells ddim:250 ddim:25 ancestral:25:0.5 [--num_samples 1000]
     python -m scripts.step_curves --resume_dir RUN --cells temperature=0.7 temperature=0.8 temperature=0.9
 
-A cell that was scored before, with the same samples, is not made again: a call that was cut short goes on.
+A cell that was scored before is kept: a call that was cut short goes on, and one of other flags is refused.
 scripts.frontier draws what several runs gave as curves of quality against diversity, beside human text.
 """
 
@@ -19,7 +19,8 @@ from offline_metrics.scores import Scores
 from scripts.composition.build import load_system, strategy_of
 from scripts.composition.dry_run import dry_run
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
-from scripts.evaluation.cells import by_cell, check_cells, score_cell, title, with_cell
+from scripts.evaluation.asked import check_alike
+from scripts.evaluation.cells import asked_of_cell, by_cell, check_cells, place_of, score_cell, title, with_cell
 from scripts.evaluation.evaluation import HUMAN, TEST_SEEDS, write_rows
 from scripts.job.command_line import check_seed
 from scripts.job.console import note
@@ -64,14 +65,19 @@ def main() -> None:
     system, step = load_system(options)
     run_options = system.options.run
     folder = Path(run_options.output_dir or run_options.resume_dir) / "evaluation" / f"curves_step_{step:08d}"
-    for cell in curves.cells:
-        with_cell(system, cell)  # refuses one that cannot be before any is sampled
+    cells = {}
+    for cell in curves.cells:  # all of which can be, and were not made otherwise, before any is sampled
+        chosen = with_cell(system, cell)
+        asked = asked_of_cell(chosen, cell, strategy)
+        place = place_of(folder, cell, strategy, system.space.strategies[0])
+        check_alike(place, asked)
+        cells[cell] = chosen, asked, place
     rows: dict[str, Scores] = {}
-    for cell in curves.cells:
+    for cell, (chosen, asked, place) in cells.items():
         by_seed = []
         for seed in curves.seeds:
             note(f"{cell}, seed {seed}")
-            by_seed.append(score_cell(system, cell, seed, strategy, folder))
+            by_seed.append(score_cell(system, chosen, seed, asked, place / f"seed_{seed}"))
         rows.setdefault(HUMAN, report.aggregate([found[HUMAN] for found in by_seed]))
         rows[title(cell)] = report.aggregate([found[strategy] for found in by_seed])
         write_rows(folder, rows)

@@ -53,13 +53,18 @@ def mark_whole(place: Path, asked: Asked) -> None:
     report.write_json(place / ASKED, asked)
 
 
+def read_asked(place: Path) -> Asked:
+    """What an evaluation was asked; UsageError for a record that cannot be read."""
+    return read(place / ASKED, _mapping)
+
+
 def difference(folder: Path, asked: Asked) -> str | None:
     """How what lies anywhere in a folder was made otherwise, in words; None where nothing says that it was.
 
     What is not in `asked` is not looked at. UsageError for a record that cannot be read.
     """
     for path in sorted(folder.rglob(ASKED)):
-        before = {**_defaults(), **read(path, _mapping)}
+        before = {**_defaults(), **read_asked(path.parent)}
         for flag, value in asked.items():
             if flag in before and before[flag] != value:
                 if flag in IDENTITIES:

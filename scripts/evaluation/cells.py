@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from diffusion.samplers import SamplingOptions
-from offline_metrics import report
 from offline_metrics.scores import Scores
 from scripts.composition.build import System
 from scripts.composition.flag_checks import check_flags
 from scripts.composition.methods import METHODS
 from scripts.composition.options import Options
+from scripts.evaluation.asked import Asked, asked_of_system, is_whole, mark_whole, read_asked
 from scripts.evaluation.evaluation import evaluate
-from scripts.evaluation.run_folder import as_scores, read
+from scripts.evaluation.run_folder import as_scores, read, scores
 from scripts.job.command_line import parse
 from scripts.job.errors import UsageError
 
 SHORT = re.compile(r"([a-z_]+):([0-9]+)(?::([0-9]*\.?[0-9]+))?")
+OLD = "cell.json"  # of before asked.json: what was asked and the rows
 PAIRS = re.compile(r"[a-z_]+=[^=,]+(,[a-z_]+=[^=,]+)*")
 
 
@@ -80,27 +82,48 @@ def with_cell(system: System, cell: str) -> System:
     return chosen
 
 
-def score_cell(system: System, cell: str, seed: int, strategy: str, place: Path) -> dict[str, Scores]:
-    """The rows of a cell under one seed, from its folder in `place` where that holds them already."""
-    chosen, folder = with_cell(system, cell), place / title(cell).replace(" ", "_") / f"seed_{seed}"
-    options = chosen.options
-    asked = {"strategy": strategy, "samples": options.run.num_samples}
-    asked |= {"sampling": vars(options.sampling), "metrics": vars(options.metrics)}
-    if options.run.mbr_candidates > 1:
-        asked["candidates"] = options.run.mbr_candidates
-    if options.codec.decoder is not None:
-        asked["decoder"] = options.codec.decoder
-    made = folder / "cell.json"
-    if made.is_file():
-        asked_before, rows = read(made, lambda found: (found["asked"], as_scores(found["rows"])))
-        if asked_before == asked:
-            return rows
-    test = system.corpus.test
-    evaluation = evaluate(chosen, system.suite(test, seed), seed, system.sources(test, seed), [strategy])
-    samples, rows = evaluation.samples[strategy], evaluation.rows
-    rows[strategy]["seconds_per_sample"] = evaluation.made.seconds[strategy] / len(evaluation.made.first)
-    samples.write_strategy(strategy, folder / f"{strategy}.jsonl")
-    report.write_json(made, {"cell": cell, "asked": asked, "rows": rows})
-    return rows
+def place_of(folder: Path, cell: str, strategy: str, usual: str) -> Path:
+    """The folder of a cell, which is named by how its texts are written too where that is not the usual way."""
+    return folder / (title(cell).replace(" ", "_") + ("" if strategy == usual else f",{strategy}"))
 
 
+def asked_of_cell(chosen: System, cell: str, strategy: str) -> Asked:
+    """What a cell is asked: `chosen` is the run sampled its way."""
+    return asked_of_system(chosen) | {"cell": cell, "strategy": strategy}
+
+
+def score_cell(system: System, chosen: System, seed: int, asked: Asked, place: Path) -> dict[str, Scores]:
+    """The rows of a cell under one seed, from its folder where that holds them already.
+
+    `chosen` is the run sampled its way; `system`, which the cells share, loads the models of the metrics once.
+    """
+    if not is_whole(place):
+        if place.exists():
+            shutil.rmtree(place)
+        strategy, test = asked["strategy"], system.corpus.test
+        evaluation = evaluate(chosen, system.suite(test, seed), seed, system.sources(test, seed), [strategy])
+        seconds = evaluation.made.seconds[strategy] / len(evaluation.made.first)
+        evaluation.rows[strategy]["seconds_per_sample"] = seconds
+        evaluation.write(place)
+        mark_whole(place, asked)
+    return scores(place / "scores.json")
+
+
+def read_cell(place: Path) -> tuple[Asked, dict[str, Scores]] | None:
+    """What a cell was asked and its rows under one seed; None for what is none, or so old that it has no name."""
+    if is_whole(place):
+        asked, rows = read_asked(place), scores(place / "scores.json")
+    elif (place / OLD).is_file():
+        asked, rows = read(place / OLD, _of_before)
+    else:
+        return None
+    if asked.get("cell") is None:
+        return None
+    return (asked, rows) if asked.get("strategy") in rows else None
+
+
+def _of_before(found: dict) -> tuple[Asked, dict[str, Scores]]:
+    """The same of a record of before asked.json."""
+    asked = found["asked"]
+    flags = {**asked["sampling"], **asked["metrics"], "num_samples": asked["samples"], "strategy": asked["strategy"]}
+    return {"cell": found.get("cell"), **flags}, as_scores(found["rows"])

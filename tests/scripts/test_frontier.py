@@ -73,12 +73,64 @@ def test_curves_without_a_cell_like_human_text_are_told_apart(runs, call, tmp_pa
     assert "beyond: latent, ddim, sampling_timesteps; other, ddim, sampling_timesteps." in outcome.out
 
 
+def test_each_way_of_writing_has_a_curve_of_its_own(runs, call, tmp_path):
+    both = shutil.copytree(runs / "latent", tmp_path / "both")
+    line = f"--resume_dir {both} --num_samples 6 {METRICS} --seeds 1 --cells ddim:2 --strategy nucleus"
+    assert call(step_curves.main, line).status == 0
+    assert call(frontier.main, f"{both} --output_dir {tmp_path}").status == 0
+    curves = json.loads((tmp_path / "frontier.json").read_text())["curves"]
+    assert {name: sorted(rows) for name, rows in curves.items()} == {
+        "both, beam, ddim, sampling_timesteps": ["2", "3"], "both, nucleus, ddim, sampling_timesteps": ["2"]
+    }  # fmt: skip
+
+
+def changed(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_cells_that_were_asked_otherwise_are_named_and_left_out(runs, call, tmp_path):
+    mixed = shutil.copytree(runs / "mdlm", tmp_path / "mixed")
+    (folder,) = mixed.glob("evaluation/curves_*")
+    changed(folder / "temperature=1" / "seed_2" / "asked.json", num_samples=5)
+    changed(folder / "temperature=2" / "seed_1" / "asked.json", top_k=5)
+    outcome = call(frontier.main, f"{mixed} --output_dir {tmp_path}")
+    (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning")]
+    assert f"{folder}: temperature=1/seed_2, temperature=2/seed_1 were asked otherwise than the rest" in warning
+    rows = json.loads((tmp_path / "frontier.json").read_text())["curves"]["mixed, temperature"]
+    assert {value: row["runs"] for value, row in rows.items()} == {"0.5": 2, "1": 1, "2": 1}
+
+
+def test_cells_of_before_are_read(runs, call, tmp_path):
+    before = shutil.copytree(runs / "latent", tmp_path / "latent")
+    for place in before.glob("evaluation/curves_*/*/seed_*"):
+        asked, rows = (json.loads((place / name).read_text()) for name in ("asked.json", "scores.json"))
+        kept = {"strategy": asked["strategy"], "samples": 6, "sampling": {"sampler": asked["sampler"]}, "metrics": {}}
+        (place / "cell.json").write_text(json.dumps({"cell": asked["cell"], "asked": kept, "rows": rows}))
+        (place / "asked.json").unlink()
+    found = []
+    for run_dir in (before, runs / "latent"):
+        outcome = call(frontier.main, f"{run_dir} --output_dir {tmp_path / 'out'}")
+        assert outcome.status == 0 and "warning" not in outcome.err
+        found.append((tmp_path / "out" / "frontier.json").read_text())
+    assert found[0] == found[1]
+
+
+def test_runs_beside_other_human_texts_are_told(runs, call, tmp_path):
+    other = shutil.copytree(runs / "mdlm", tmp_path / "other")
+    for path in other.glob("evaluation/curves_*/*/seed_*/scores.json"):
+        rows = json.loads(path.read_text())
+        rows["human"]["total_words"] += 1
+        path.write_text(json.dumps(rows))
+    outcome = call(frontier.main, f"{runs / 'latent'} {other} --output_dir {tmp_path}")
+    assert f"warning: {other}: scored beside other human texts" in outcome.err
+
+
 def test_cells_that_are_not_there_are_told(small_run, runs, call, complaint, tmp_path):
     line = complaint(frontier.main, f"{small_run('ar')} --output_dir {tmp_path / 'none'}")
     assert "no run has cells; expected what scripts.step_curves writes" in line
     outcome = call(frontier.main, f"{small_run('ar')} {runs} --output_dir {tmp_path}")
     assert outcome.status == 0 and "no cells; run python -m scripts.step_curves" in outcome.err
     broken = shutil.copytree(runs / "mdlm", tmp_path / "broken")
-    (path,) = broken.glob("evaluation/curves_*/temperature=1/seed_1/cell.json")
+    (path,) = broken.glob("evaluation/curves_*/temperature=1/seed_1/asked.json")
     path.write_text("{")
     assert f"{path}: cannot be read" in complaint(frontier.main, f"{broken} --output_dir {tmp_path}")

@@ -42,7 +42,7 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
     (folder,) = (tmp_path / "evaluation").iterdir()
     rows = json.loads((folder / "scores.json").read_text())
     assert rows.keys() == {"human", "ddim 3", "dpmpp 2 0.5"}
-    by_seed = [json.loads((folder / "ddim_3" / f"seed_{i}" / "cell.json").read_text())["rows"]["beam"] for i in (1, 2)]
+    by_seed = [json.loads((folder / "ddim_3" / f"seed_{i}" / "scores.json").read_text())["beam"] for i in (1, 2)]
     words = [row["mean_words"] for row in by_seed]
     assert rows["ddim 3"]["mean_words"] == pytest.approx(sum(words) / 2)
 
@@ -52,12 +52,16 @@ def test_every_cell_is_sampled_its_own_way_and_only_once(call, capsys, tmp_path,
     made.clear()
     call("--cells sampler=churn,churn=2,sampling_timesteps=2 --seeds 1")
     assert made.pop()[0].keywords == {"churn": 2.0}
-    call("--cells ddim:3 --seeds 1 --ddim_sampling_eta 0")  # not what was scored under this name
-    assert len(made) == 1
-    call("--cells ddim:3 --seeds 1 --strategy greedy")  # which no evaluation takes by itself
-    assert (folder / "ddim_3" / "seed_1" / "greedy.jsonl").is_file()
-    (folder / "ddim_3" / "seed_1" / "cell.json").write_text('{"asked": ')
-    with pytest.raises(UsageError, match="cell.json: cannot be read"):
+    with pytest.raises(UsageError, match="ddim_3: was made with --ddim_sampling_eta 1.0, and asked is 0.0; give --out"):
+        call("--cells ddim:7 ddim:3 --seeds 1 --ddim_sampling_eta 0")
+    assert made == [] and not (folder / "ddim_7").exists()
+    call("--cells ddim:3 --seeds 1 --strategy greedy")  # beside the other; no evaluation takes it by itself
+    assert len(made) == 1 and (folder / "ddim_3,greedy" / "seed_1" / "greedy.jsonl").is_file()
+    (folder / "ddim_3" / "seed_1" / "asked.json").rename(folder / "ddim_3" / "seed_1" / "cell.json")
+    call("--cells ddim:3 --seeds 1")  # of before
+    assert len(made) == 2 and not (folder / "ddim_3" / "seed_1" / "cell.json").exists()
+    (folder / "ddim_3" / "seed_1" / "asked.json").write_text('{"asked": ')
+    with pytest.raises(UsageError, match="asked.json: cannot be read"):
         call("--cells ddim:3 --seeds 1")
 
 

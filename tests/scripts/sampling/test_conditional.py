@@ -218,8 +218,7 @@ def test_a_cell_of_a_curve_is_scored_as_an_evaluation_is(run_dir, evaluated, cal
     line = f"--resume_dir {run_dir} --output_dir {tmp_path} --num_samples 4 --mbr_candidates {K} --seeds 42 --cells"
     outcome = call(step_curves.main, f"{line} sampling_timesteps=3")
     assert outcome.status == 0, outcome.err
-    (cell,) = tmp_path.rglob("cell.json")
-    rows = json.loads(cell.read_text())["rows"]
+    rows = rows_in(next(tmp_path.rglob("seed_42")))
     assert rows["sample"].pop("seconds_per_sample") > 0
     assert rows == rows_in(evaluated[0] / "seed_42")
     (texts,) = tmp_path.rglob("sample.jsonl")
