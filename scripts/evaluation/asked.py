@@ -33,14 +33,19 @@ def asked_of(options: Options) -> Asked:
     return {flag: value for flag, value in asked.items() if flag not in UNSEEN}
 
 
-def asked_of_system(system: System) -> Asked:
-    """The same with checksums of weights and texts, which may change under one name."""
+def identities(system: System) -> Asked:
+    """Checksums of weights and texts, which may change under one name; all of both is read."""
     weights = hashlib.sha256()
     for tensor in system.denoiser.state_dict().values():
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     splits = [vars(split) for split in (system.corpus.train, system.corpus.valid, system.corpus.test)]
     corpus = hashlib.sha256(json.dumps(splits).encode())
-    return asked_of(system.options) | {"weights": weights.hexdigest(), "corpus": corpus.hexdigest()}
+    return {"weights": weights.hexdigest(), "corpus": corpus.hexdigest()}
+
+
+def asked_of_system(system: System) -> Asked:
+    """What an evaluation of a system as it stands is asked."""
+    return asked_of(system.options) | identities(system)
 
 
 def is_whole(place: Path) -> bool:

@@ -14,7 +14,7 @@ from scripts.composition.build import System
 from scripts.composition.flag_checks import check_flags
 from scripts.composition.methods import METHODS
 from scripts.composition.options import Options
-from scripts.evaluation.asked import Asked, asked_of_system, is_whole, mark_whole, read_asked
+from scripts.evaluation.asked import Asked, asked_of, is_whole, mark_whole, read_asked
 from scripts.evaluation.evaluation import evaluate
 from scripts.evaluation.run_folder import as_scores, read, scores
 from scripts.job.command_line import parse
@@ -87,9 +87,9 @@ def place_of(folder: Path, cell: str, strategy: str, usual: str) -> Path:
     return folder / (title(cell).replace(" ", "_") + ("" if strategy == usual else f",{strategy}"))
 
 
-def asked_of_cell(chosen: System, cell: str, strategy: str) -> Asked:
-    """What a cell is asked: `chosen` is the run sampled its way."""
-    return asked_of_system(chosen) | {"cell": cell, "strategy": strategy}
+def asked_of_cell(chosen: System, same: Asked, cell: str, strategy: str) -> Asked:
+    """What a cell is asked: `chosen` is the run sampled its way, `same` are the run's `identities`."""
+    return asked_of(chosen.options) | same | {"cell": cell, "strategy": strategy}
 
 
 def score_cell(system: System, chosen: System, seed: int, asked: Asked, place: Path) -> dict[str, Scores]:
