@@ -81,6 +81,12 @@ def mean_over_valid(loss: Tensor, valid: Tensor) -> Tensor:
     return sum_over_valid(loss, valid) / valid.sum(dim=1).clamp(min=1)
 
 
+def check_seed(flag: str, seed: int) -> None:
+    """Refuse a seed that a generator does not take; raises DiffusionError."""
+    if not 0 <= seed < 2**32:
+        raise DiffusionError(f"--{flag} {seed}: expected 0 to 4294967295")
+
+
 def check_choices(options: Any) -> None:
     """Refuse any Literal-typed field of a dataclass that holds something else; raises DiffusionError."""
     hints = get_type_hints(type(options))

@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from diffusion.process import check_seed
 from diffusion.randomness import normal, uniform
 from diffusion.training.batches import EpochBatches
 from diffusion.training.files import disk_errors, replacing
@@ -43,7 +44,6 @@ from latent_models.corpora import Corpus, DataOptions, load_corpus
 from latent_models.frozen_encoder import FrozenEncoder
 from latent_models.seq2seq_codec import Seq2SeqCodec, token_accuracy
 from scripts.composition.options import parse
-from scripts.job.command_line import check_seed
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device

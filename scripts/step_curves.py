@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from diffusion.process import check_seed
 from offline_metrics import report
 from offline_metrics.scores import Scores
 from scripts.composition.build import load_system, strategy_of
 from scripts.composition.dry_run import dry_run
 from scripts.composition.options import GROUPS, Options, parse, reading_a_run
-from scripts.evaluation.asked import check_alike
+from scripts.evaluation.asked import check_alike, identities
 from scripts.evaluation.cells import asked_of_cell, by_cell, check_cells, place_of, score_cell, title, with_cell
 from scripts.evaluation.evaluation import HUMAN, TEST_SEEDS, write_rows
-from scripts.job.command_line import check_seed
 from scripts.job.console import note
 from scripts.job.errors import UsageError, going_on, run
 
@@ -65,10 +65,10 @@ def main() -> None:
     system, step = load_system(options)
     run_options = system.options.run
     folder = Path(run_options.output_dir or run_options.resume_dir) / "evaluation" / f"curves_step_{step:08d}"
-    cells = {}
+    cells, same = {}, identities(system)
     for cell in curves.cells:  # all of which can be, and were not made otherwise, before any is sampled
         chosen = with_cell(system, cell)
-        asked = asked_of_cell(chosen, cell, strategy)
+        asked = asked_of_cell(chosen, same, cell, strategy)
         place = place_of(folder, cell, strategy, system.space.strategies[0])
         check_alike(place, asked)
         cells[cell] = chosen, asked, place

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.process import check_seed
 from diffusion.training.batches import EpochBatches
 from diffusion.training.files import replacing
 from diffusion.training.progress import progress_bar
@@ -39,7 +40,6 @@ from latent_models.seq2seq_codec import token_accuracy
 from latent_models.statistics import LatentStatistics
 from scripts.composition.checks import check_writable
 from scripts.composition.options import parse
-from scripts.job.command_line import check_seed
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
 from scripts.pretraining.autoencoder_loss import Corruption, CorruptionOptions, losses

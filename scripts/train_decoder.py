@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from diffusion.process import check_seed
 from diffusion.randomness import normal, uniform
 from diffusion.training.batches import EpochBatches
 from diffusion.training.files import disk_errors, replacing, write_text
@@ -51,7 +52,7 @@ from scripts.evaluation.interface import (
     noised,
     readings_by_kind,
 )
-from scripts.job.command_line import check_seed, given_flags
+from scripts.job.command_line import given_flags
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device
 from scripts.pretraining.model_training import masked, new_folder, train, write_card

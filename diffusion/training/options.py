@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from diffusion.process import DiffusionError, check_choices
+from diffusion.process import DiffusionError, check_choices, check_seed
 from diffusion.schedules import T_schedule
 
 PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # by --mixed_precision; None: float32
@@ -77,8 +77,7 @@ class TrainingOptions:
                 raise DiffusionError(f"--{flag} {getattr(self, flag)}: expected a probability, 0 to 1")
         if self.keep_checkpoints < 0:
             raise DiffusionError(f"--keep_checkpoints {self.keep_checkpoints}: expected 0 (all) or more")
-        if not 0 <= self.random_seed < 2**32:
-            raise DiffusionError(f"--random_seed {self.random_seed}: expected 0 to 4294967295")
+        check_seed("random_seed", self.random_seed)
         T_schedule(self.T_schedule, power=self.polynomial_T_power)  # refuses a power that cannot work
         if self.T_schedule == "normal" and self.T_direction != "low_to_high":
             raise DiffusionError(f"--T_direction {self.T_direction}: there is no annealing without a --T_schedule")

@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from diffusion.process import check_seed
 from diffusion.randomness import sample_seeds, uniform
 from scripts.bench.measure import Column, Output, Row, Stopwatch, spread, table
 from scripts.composition.build import System, load_system, strategy_of
 from scripts.composition.options import Options
 from scripts.composition.spaces import Space
 from scripts.evaluation.cells import check_cells, with_cell
-from scripts.job.command_line import check_seed, parse
+from scripts.job.command_line import parse
 from scripts.job.console import note
 from scripts.job.errors import UsageError, run
 from scripts.job.hardware import device

@@ -22,14 +22,13 @@ from diffusion.denoiser import DenoiserOptions, LatentDenoiser
 from diffusion.gaussian import GaussianOptions, GaussianProcess
 from diffusion.training.objective import Objective
 from diffusion.training.optim import OptimOptions
-from diffusion.training.options import TrainingOptions
+from diffusion.training.options import PRECISION, TrainingOptions
 from diffusion.training.tracker import Trackers
 from diffusion.training.trainer import Trainer, TrainingData
 from scripts.bench.measure import MemoryGrowth, Row, Stopwatch, matmul_peak, spread
 from scripts.job.hardware import compile_trunk, wait_for
 
 STAGES = ("load", "encode", "forward", "backward", "optimizer", "ema")
-PRECISION = {"no": torch.float32, "bf16": torch.bfloat16}  # of matrix products, by --mixed_precision
 
 
 def forward_flops(options: DenoiserOptions, latent_dim: int, lengths: np.ndarray) -> float:
@@ -93,7 +92,7 @@ class Trained:
         compiled: bool = False,
     ):
         self.denoiser, self.latent_dim, self.data = denoiser, latent_dim, data
-        self.self_condition_prob, self.dtype = self_condition_prob, PRECISION[mixed_precision]
+        self.self_condition_prob, self.dtype = self_condition_prob, PRECISION[mixed_precision] or torch.float32
         AcceleratorState._reset_state()  # else all in this process would have to share one precision
         accelerator = Accelerator(mixed_precision=mixed_precision)
         self.device = accelerator.device

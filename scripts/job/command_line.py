@@ -68,12 +68,6 @@ def _group(kind: type, values: dict[str, Any], problems: list[str] | None) -> An
         return _group(kind, right, problems)
 
 
-def check_seed(flag: str, seed: int) -> None:
-    """Raises UsageError for a seed that a generator does not take, as --random_seed of training is refused."""
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--{flag} {seed}: expected 0 to 4294967295")
-
-
 def flags(values: dict[str, Any]) -> list[str]:
     """Options as a command line."""
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]

@@ -37,7 +37,9 @@ def films_of(settings: list[Setting], count: int) -> tuple[dict[str, list[list[F
 
 
 def main() -> None:
-    parser = PlainParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = PlainParser(
+        prog="python -m scripts.report", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of several runs")
     parser.add_argument(
         "--output_dir", type=Path, help=f"where the report goes (the folder given; of several, {OF_SEVERAL})"

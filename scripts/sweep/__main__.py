@@ -243,7 +243,7 @@ def dry_run(sweep: Sweep, runs: list[Run]) -> None:
 
 @going_on()
 def main() -> None:
-    parser = PlainParser(description=__doc__.split("\n\n")[0])
+    parser = PlainParser(prog="python -m scripts.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("file", type=Path, help="what to run, as scripts/sweep/file.py says")
     parser.add_argument("--run", metavar="i/n", help="only every n-th run, beginning with the i-th")
     parser.add_argument("--task", type=int, metavar="N", help="only run N of the list; waits where it is running")
